@@ -1,0 +1,18 @@
+//! What survives: the disk seam, the write-ahead log, the backend and the MVCC keyspace. Knows nothing of raft's
+//! rules, of commands, of networks or of clocks.
+//!
+//! Reading order: [`disk`] (the only way to files), [`wal`] (raft's log and vote), [`backend`] (families of ordered
+//! bytes), [`mvcc`] (the keyspace that clients see).
+
+pub mod codec;
+pub mod disk;
+pub mod error;
+pub mod log_id;
+pub mod sim_disk;
+pub mod wal;
+
+pub mod backend;
+pub mod mvcc;
+
+pub use error::{Result, StorageError};
+pub use log_id::LogId;
