@@ -1,0 +1,124 @@
+//! The connections of a client: several to each endpoint, used in turn. Each one reconnects by itself; which call may be
+//! repeated on another one is decided in `retry`.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tonic::{
+    Request,
+    metadata::MetadataValue,
+    transport::{Channel, Endpoint},
+};
+
+use crate::{
+    config::Config,
+    error::{ClientError, Result},
+};
+
+/// Largest answer that is accepted, like etcd's own client: the server bounds what it sends.
+pub(crate) const ANSWER_BYTES_MAX: usize = i32::MAX as usize;
+
+const STREAM_WINDOW_BYTES: u32 = 2 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+
+/// The connections of one client.
+#[derive(Clone, Debug)]
+pub(crate) struct Pool {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: Config,
+    /// Endpoint after endpoint, and round again, so that consecutive calls go to different members.
+    connections: Vec<Channel>,
+    next: AtomicUsize,
+}
+
+impl Pool {
+    pub(crate) fn new(config: Config) -> Result<Self> {
+        if config.endpoints.is_empty() {
+            return Err(ClientError::Config("no endpoint given".to_owned()));
+        }
+        let endpoints = config.endpoints.iter().map(|e| endpoint(e, &config)).collect::<Result<Vec<_>>>()?;
+        let rounds = config.connections_per_endpoint.max(1);
+        let connections = (0..rounds).flat_map(|_| endpoints.iter().map(Endpoint::connect_lazy)).collect();
+        Ok(Self { shared: Arc::new(Shared { config, connections, next: AtomicUsize::new(0) }) })
+    }
+
+    /// The connection whose turn it is.
+    pub(crate) fn next(&self) -> Channel {
+        let turn = self.shared.next.fetch_add(1, Ordering::Relaxed);
+        self.shared.connections[turn % self.shared.connections.len()].clone()
+    }
+
+    /// The first connection to one endpoint, which must be written as in the configuration.
+    pub(crate) fn to(&self, endpoint: &str) -> Result<Channel> {
+        let position = self.config().endpoints.iter().position(|e| e == endpoint);
+        let position = position.ok_or_else(|| ClientError::Config(format!("{endpoint} is not an endpoint")))?;
+        Ok(self.shared.connections[position].clone())
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.shared.config
+    }
+
+    /// A message with the metadata that every call carries.
+    pub(crate) fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if self.shared.config.require_leader {
+            request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
+        }
+        request
+    }
+
+    /// Pause before attempt `attempt` (1 is the first repeated one).
+    pub(crate) fn backoff(&self, attempt: u32) -> Duration {
+        let Config { backoff_min, backoff_max, .. } = self.shared.config;
+        backoff_min.saturating_mul(1 << attempt.saturating_sub(1).min(16)).min(backoff_max)
+    }
+}
+
+fn endpoint(address: &str, config: &Config) -> Result<Endpoint> {
+    let uri = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
+    let endpoint = Endpoint::from_shared(uri).map_err(|e| ClientError::Config(format!("endpoint {address:?}: {e}")))?;
+    match endpoint.uri().scheme_str() {
+        Some("http") => {}
+        other => return Err(ClientError::Config(format!("endpoint {address:?}: scheme {other:?} is not supported"))),
+    }
+    Ok(endpoint
+        .connect_timeout(config.connect_timeout)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(config.keepalive_interval)
+        .keep_alive_timeout(config.keepalive_timeout)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn endpoints_are_checked_before_anything_connects() {
+        for bad in [vec![], vec!["http://"], vec!["https://127.0.0.1:1"], vec!["127.0.0.1:1", "a b:1"]] {
+            let pool = Pool::new(Config::new(bad.clone()));
+            assert!(matches!(pool, Err(ClientError::Config(_))), "{bad:?} was accepted");
+        }
+        let pool = Pool::new(Config::new(["127.0.0.1:1", "http://127.0.0.1:2"])).expect("both forms are accepted");
+        assert!(pool.to("127.0.0.1:1").is_ok());
+        assert!(pool.to("127.0.0.1:3").is_err());
+    }
+
+    #[tokio::test]
+    async fn backoff_doubles_up_to_its_bound() {
+        let pool = Pool::new(Config::new(["127.0.0.1:1"])).expect("valid");
+        let millis: Vec<_> = [1, 2, 3, 6, 7, 40].iter().map(|&n| pool.backoff(n).as_millis()).collect();
+        assert_eq!(millis, [25, 50, 100, 800, 1000, 1000]);
+    }
+}

@@ -1,0 +1,41 @@
+//! Which call is repeated: reads that no member could serve, on the next connection. A write is attempted once, because
+//! nobody but the caller knows whether doing it twice is harmless.
+
+use std::future::Future;
+
+use tonic::{Response, Status, transport::Channel};
+
+use crate::{
+    channel::Pool,
+    error::{ClientError, Result},
+};
+
+/// Calls on the next connection, and again on the following ones while the answer is "unavailable".
+pub(crate) async fn read<T, F, Fut>(pool: &Pool, call: F) -> Result<T>
+where
+    F: Fn(Channel) -> Fut,
+    Fut: Future<Output = std::result::Result<Response<T>, Status>>,
+{
+    let mut attempt = 0;
+    loop {
+        match once(pool, call(pool.next())).await {
+            Err(ClientError::Unavailable(_)) if attempt < pool.config().read_retries => {
+                attempt += 1;
+                tokio::time::sleep(pool.backoff(attempt)).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// One attempt, within the configured time.
+pub(crate) async fn once<T>(
+    pool: &Pool,
+    call: impl Future<Output = std::result::Result<Response<T>, Status>>,
+) -> Result<T> {
+    let outcome = match pool.config().request_timeout {
+        Some(limit) => tokio::time::timeout(limit, call).await.map_err(|_| ClientError::TimedOut(limit))?,
+        None => call.await,
+    };
+    Ok(outcome?.into_inner())
+}
