@@ -1,0 +1,163 @@
+//! A request as replicated: kind, identity, message bytes; and the command batch that one log entry carries. Knows
+//! nothing of how commands are applied. The values and layout are frozen, see `docs/formats/commands.md`.
+//!
+//! ```text
+//! batch   = format (u8 = 1), command*
+//! command = kind (u8), flags (u8), [user (varint length, bytes), auth revision (varint)] if flags & 1,
+//!           length (varint), protobuf message
+//! ```
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use prost::Message;
+
+use daymark_api::etcdserverpb as pb;
+
+use crate::error::Error;
+
+/// First byte of every batch.
+pub const FORMAT: u8 = 1;
+
+const FLAG_IDENTITY: u8 = 1;
+
+/// What a command is. Frozen values.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    Put = 1,
+    DeleteRange = 2,
+    Txn = 3,
+    Compact = 4,
+    LeaseGrant = 5,
+    LeaseRevoke = 6,
+    /// Leases whose time is over: one command for many, one revision for each that held keys.
+    LeaseExpire = 7,
+    Alarm = 8,
+    /// A member's name and client URLs, published by itself.
+    MemberAttributes = 9,
+}
+
+/// Leases whose time is over.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct LeaseExpire {
+    /// Ids, ascending.
+    #[prost(int64, repeated, tag = "1")]
+    pub ids: Vec<i64>,
+}
+
+/// What a member says of itself once it has started.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct MemberAttributes {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(string, tag = "2")]
+    pub name: String,
+    #[prost(string, repeated, tag = "3")]
+    pub client_urls: Vec<String>,
+}
+
+/// One command, decoded.
+#[derive(Clone, Debug)]
+pub enum Command {
+    Put(pb::PutRequest),
+    DeleteRange(pb::DeleteRangeRequest),
+    Txn(pb::TxnRequest),
+    Compact(pb::CompactionRequest),
+    LeaseGrant(pb::LeaseGrantRequest),
+    LeaseRevoke(pb::LeaseRevokeRequest),
+    LeaseExpire(LeaseExpire),
+    Alarm(pb::AlarmRequest),
+    MemberAttributes(MemberAttributes),
+}
+
+/// Who asked, as far as apply must know it (auth comes with its own issue; absent until then).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    pub user: Bytes,
+    pub auth_revision: u64,
+}
+
+/// Appends one command to a batch under construction; writes the format byte first if the batch is empty.
+pub fn append(batch: &mut BytesMut, kind: Kind, identity: Option<&Identity>, message: &impl Message) {
+    if batch.is_empty() {
+        batch.put_u8(FORMAT);
+    }
+    let length = message.encoded_len();
+    batch.reserve(length + 16);
+    batch.put_u8(kind as u8);
+    match identity {
+        Some(identity) => {
+            batch.put_u8(FLAG_IDENTITY);
+            prost::encoding::encode_varint(identity.user.len() as u64, batch);
+            batch.put_slice(&identity.user);
+            prost::encoding::encode_varint(identity.auth_revision, batch);
+        }
+        None => batch.put_u8(0),
+    }
+    prost::encoding::encode_varint(length as u64, batch);
+    message.encode_raw(batch);
+}
+
+/// Decodes a batch, command by command, without copying keys and values. An undecodable one is a broken invariant: it
+/// was encoded by a member of this cluster.
+pub fn decode(mut batch: Bytes) -> Result<Vec<(Option<Identity>, Command)>, Error> {
+    let mut commands = Vec::new();
+    if batch.is_empty() {
+        return Ok(commands);
+    }
+    let format = batch.get_u8();
+    if format != FORMAT {
+        return Err(broken(format!("command batch has format {format}, this version reads {FORMAT}")));
+    }
+    while batch.has_remaining() {
+        commands.push(decode_one(&mut batch)?);
+    }
+    Ok(commands)
+}
+
+fn decode_one(batch: &mut Bytes) -> Result<(Option<Identity>, Command), Error> {
+    if batch.remaining() < 2 {
+        return Err(broken("command batch ends inside a command".into()));
+    }
+    let kind = batch.get_u8();
+    let flags = batch.get_u8();
+    let identity = if flags & FLAG_IDENTITY != 0 {
+        let user = take(batch)?;
+        Some(Identity { user, auth_revision: varint(batch)? })
+    } else {
+        None
+    };
+    let message = take(batch)?;
+    let command = match kind {
+        1 => Command::Put(parse(message)?),
+        2 => Command::DeleteRange(parse(message)?),
+        3 => Command::Txn(parse(message)?),
+        4 => Command::Compact(parse(message)?),
+        5 => Command::LeaseGrant(parse(message)?),
+        6 => Command::LeaseRevoke(parse(message)?),
+        7 => Command::LeaseExpire(parse(message)?),
+        8 => Command::Alarm(parse(message)?),
+        9 => Command::MemberAttributes(parse(message)?),
+        other => return Err(broken(format!("command of unknown kind {other}"))),
+    };
+    Ok((identity, command))
+}
+
+fn parse<M: Message + Default>(message: Bytes) -> Result<M, Error> {
+    M::decode(message).map_err(|error| broken(format!("command message: {error}")))
+}
+
+fn varint(batch: &mut Bytes) -> Result<u64, Error> {
+    prost::encoding::decode_varint(batch).map_err(|error| broken(format!("command batch: {error}")))
+}
+
+fn take(batch: &mut Bytes) -> Result<Bytes, Error> {
+    let length = varint(batch)? as usize;
+    if length > batch.remaining() {
+        return Err(broken("command batch ends inside a command".into()));
+    }
+    Ok(batch.split_to(length))
+}
+
+fn broken(what: String) -> Error {
+    Error::Internal(what)
+}

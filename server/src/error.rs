@@ -1,0 +1,124 @@
+//! Every way in which a request fails, with etcd's gRPC code and exact text. The only such table: clients recognise an
+//! error by its text, so a wrong letter here makes it unknown to them.
+
+use daymark_storage::StorageError;
+
+/// gRPC status codes, by their numbers on the wire.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Code {
+    Canceled = 1,
+    Unknown = 2,
+    InvalidArgument = 3,
+    DeadlineExceeded = 4,
+    NotFound = 5,
+    PermissionDenied = 7,
+    ResourceExhausted = 8,
+    FailedPrecondition = 9,
+    OutOfRange = 11,
+    Unimplemented = 12,
+    Internal = 13,
+    Unavailable = 14,
+    DataLoss = 15,
+    Unauthenticated = 16,
+}
+
+macro_rules! errors {
+    ($($(#[$doc:meta])* $name:ident, $code:ident, $text:expr;)*) => {
+        /// Why a request is refused or failed. Deterministic variants may come out of apply; the same on every member.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub enum Error {
+            $($(#[$doc])* $name,)*
+            /// A method that Daymark does not serve (yet); holds the path.
+            UnknownMethod(String),
+            /// The message could not be decoded; holds the decoder's words.
+            Malformed(String),
+            /// The message is larger than the receive limit: size, limit.
+            MessageTooLarge(usize, usize),
+            /// Compressed with something that is not supported; holds its name.
+            Compression(String),
+            /// The member is failing; holds the facts. Always followed by its stop.
+            Internal(String),
+        }
+
+        impl Error {
+            /// The gRPC code that goes on the wire.
+            pub fn code(&self) -> Code {
+                match self {
+                    $(Self::$name => Code::$code,)*
+                    Self::UnknownMethod(_) | Self::Compression(_) => Code::Unimplemented,
+                    Self::Malformed(_) | Self::Internal(_) => Code::Internal,
+                    Self::MessageTooLarge(..) => Code::ResourceExhausted,
+                }
+            }
+
+            /// The text that goes on the wire.
+            pub fn text(&self) -> std::borrow::Cow<'static, str> {
+                match self {
+                    $(Self::$name => $text.into(),)*
+                    Self::UnknownMethod(path) => unknown_method(path).into(),
+                    Self::Malformed(what) => format!("grpc: error unmarshalling request: {what}").into(),
+                    Self::MessageTooLarge(size, limit) => {
+                        format!("grpc: received message larger than max ({size} vs. {limit})").into()
+                    }
+                    Self::Compression(name) => {
+                        format!("grpc: Decompressor is not installed for grpc-encoding \"{name}\"").into()
+                    }
+                    Self::Internal(what) => what.clone().into(),
+                }
+            }
+        }
+    };
+}
+
+errors! {
+    EmptyKey, InvalidArgument, "etcdserver: key is not provided";
+    KeyNotFound, InvalidArgument, "etcdserver: key not found";
+    ValueProvided, InvalidArgument, "etcdserver: value is provided";
+    LeaseProvided, InvalidArgument, "etcdserver: lease is provided";
+    TooManyOps, InvalidArgument, "etcdserver: too many operations in txn request";
+    DuplicateKey, InvalidArgument, "etcdserver: duplicate key given in txn request";
+    InvalidClientApiVersion, InvalidArgument, "etcdserver: invalid client api version";
+    InvalidSortOption, InvalidArgument, "etcdserver: invalid sort option";
+    Compacted, OutOfRange, "etcdserver: mvcc: required revision has been compacted";
+    FutureRevision, OutOfRange, "etcdserver: mvcc: required revision is a future revision";
+    NoSpace, ResourceExhausted, "etcdserver: mvcc: database space exceeded";
+    RequestTooLarge, InvalidArgument, "etcdserver: request is too large";
+    /// On the wire `Unknown`, although the client library's table says `ResourceExhausted`.
+    TooManyRequests, Unknown, "etcdserver: too many requests";
+    Corrupt, DataLoss, "etcdserver: corrupt cluster";
+    LeaseNotFound, NotFound, "etcdserver: requested lease not found";
+    LeaseExists, FailedPrecondition, "etcdserver: lease already exists";
+    LeaseTtlTooLarge, OutOfRange, "etcdserver: too large lease TTL";
+    NotPrimaryLessor, Unknown, "not a primary lessor";
+    WatchCanceled, Canceled, "etcdserver: watch canceled";
+    NoLeader, Unavailable, "etcdserver: no leader";
+    NotLeader, FailedPrecondition, "etcdserver: not leader";
+    LeaderChanged, Unavailable, "etcdserver: leader changed";
+    NotCapable, FailedPrecondition, "etcdserver: not capable";
+    Stopped, Unavailable, "etcdserver: server stopped";
+    TimedOut, Unavailable, "etcdserver: request timed out";
+    Canceled, Canceled, "context canceled";
+    DeadlineExceeded, DeadlineExceeded, "context deadline exceeded";
+}
+
+fn unknown_method(path: &str) -> String {
+    match path.trim_start_matches('/').split_once('/') {
+        Some((service, method)) => format!("unknown method {method} for service {service}"),
+        None => format!("malformed method name: \"{path}\""),
+    }
+}
+
+impl From<StorageError> for Error {
+    fn from(error: StorageError) -> Self {
+        Self::Internal(error.to_string())
+    }
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text())
+    }
+}
+
+impl std::error::Error for Error {}

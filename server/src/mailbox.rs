@@ -1,0 +1,109 @@
+//! What apply hands to a net thread: answers to the commands it sent, applied batches for its watchers, and the word
+//! that the applied index has moved. One wake for all of it per applied batch. Not a lock: apply never waits here.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crossbeam_queue::SegQueue;
+use tokio::sync::Notify;
+
+use crate::error::Error;
+use crate::request::Reply;
+use crate::watch::ring::AppliedBatch;
+
+/// The answer to one command. Headers hold the revision only: ids and term are filled in by the net thread.
+pub type CommandResult = Result<Reply, Error>;
+
+/// The answers to one command batch, in the order of its commands.
+pub struct BatchReplies {
+    /// Number that the net thread gave to the batch.
+    pub batch: u64,
+    /// One a command; or one error for all of them.
+    pub results: Result<Vec<CommandResult>, Error>,
+}
+
+/// The inbox of one net thread. Apply (and raft, for batches that fail) push; the net thread drains.
+pub struct Mailbox {
+    replies: SegQueue<BatchReplies>,
+    applied: SegQueue<Arc<AppliedBatch>>,
+    /// Bytes in `applied`; at most `applied_bytes_max` plus one batch.
+    applied_bytes: AtomicUsize,
+    applied_bytes_max: usize,
+    /// The thread has watchers: it wants applied batches.
+    wants_events: AtomicBool,
+    /// The thread has readers that wait for an applied index.
+    wants_applied: AtomicBool,
+    wake: Notify,
+}
+
+impl Mailbox {
+    /// An empty mailbox that holds at most about `applied_bytes_max` bytes of applied batches.
+    pub fn new(applied_bytes_max: usize) -> Arc<Self> {
+        Arc::new(Self {
+            replies: SegQueue::new(),
+            applied: SegQueue::new(),
+            applied_bytes: AtomicUsize::new(0),
+            applied_bytes_max,
+            wants_events: AtomicBool::new(false),
+            wants_applied: AtomicBool::new(false),
+            wake: Notify::new(),
+        })
+    }
+
+    /// Apply or raft: answers for one batch. The caller wakes once after all pushes.
+    pub fn push_replies(&self, replies: BatchReplies) {
+        self.replies.push(replies);
+    }
+
+    /// Apply, after publishing: what has been applied. Returns whether the thread has to be woken. A batch that does
+    /// not fit is left out; the thread notices the gap in revisions and reads history instead.
+    pub fn push_applied(&self, batch: &Arc<AppliedBatch>) -> bool {
+        // Pairs with `want_events`: either apply sees the flag, or the thread sees the published revision.
+        if !self.wants_events.load(Ordering::SeqCst) {
+            return false;
+        }
+        if self.applied_bytes.load(Ordering::Relaxed) < self.applied_bytes_max {
+            self.applied_bytes.fetch_add(batch.bytes, Ordering::Relaxed);
+            self.applied.push(batch.clone());
+        }
+        true
+    }
+
+    /// Apply: whether somebody on the thread waits for an applied index.
+    pub fn wants_applied(&self) -> bool {
+        self.wants_applied.load(Ordering::SeqCst)
+    }
+
+    /// Wakes the net thread; many wakes before it runs count as one.
+    pub fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Net thread: declares whether applied batches are wanted. After setting it the thread must load the published
+    /// revision before it decides where its cursor stands.
+    pub fn want_events(&self, want: bool) {
+        self.wants_events.store(want, Ordering::SeqCst);
+    }
+
+    /// Net thread: declares whether readers wait. After setting it the thread must look at the applied index again.
+    pub fn want_applied(&self, want: bool) {
+        self.wants_applied.store(want, Ordering::SeqCst);
+    }
+
+    /// Net thread: next answers.
+    pub fn pop_replies(&self) -> Option<BatchReplies> {
+        self.replies.pop()
+    }
+
+    /// Net thread: next applied batch.
+    pub fn pop_applied(&self) -> Option<Arc<AppliedBatch>> {
+        let batch = self.applied.pop()?;
+        self.applied_bytes.fetch_sub(batch.bytes, Ordering::Relaxed);
+        Some(batch)
+    }
+
+    /// Net thread: waits for a wake.
+    pub async fn wait(&self) {
+        self.wake.notified().await;
+    }
+}
