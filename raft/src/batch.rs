@@ -89,8 +89,9 @@ impl BatchId {
 /// made by the net thread.
 pub(crate) struct Proposal {
     payload: BytesMut,
-    pub(crate) count: u32,
-    pub(crate) waiter: Box<dyn Waiter>,
+    count: u32,
+    /// Present until it is told or handed on; see `Drop`.
+    waiter: Option<Box<dyn Waiter>>,
 }
 
 impl Proposal {
@@ -98,7 +99,7 @@ impl Proposal {
         let mut payload = BytesMut::with_capacity(BATCH_HEADER_BYTES + batch.bytes.len());
         payload.put_bytes(0, BATCH_HEADER_BYTES);
         payload.put_slice(&batch.bytes);
-        Self { payload, count: batch.count, waiter: batch.waiter }
+        Self { payload, count: batch.count, waiter: Some(batch.waiter) }
     }
 
     pub(crate) fn payload_bytes(&self) -> usize {
@@ -110,8 +111,25 @@ impl Proposal {
         SealedBatch::from_payload(payload.freeze()).expect("the header was reserved")
     }
 
-    pub(crate) fn into_parts(self) -> (BytesMut, u32, Box<dyn Waiter>) {
-        (self.payload, self.count, self.waiter)
+    /// Not proposed.
+    pub(crate) fn fail(mut self, why: ProposeError) {
+        if let Some(waiter) = self.waiter.take() {
+            waiter.fail(why);
+        }
+    }
+
+    pub(crate) fn into_parts(mut self) -> (BytesMut, u32, Box<dyn Waiter>) {
+        let waiter = self.waiter.take().expect("only taken by functions that consume the proposal");
+        (mem::take(&mut self.payload), self.count, waiter)
+    }
+}
+
+impl Drop for Proposal {
+    /// The thread "raft" may be stopped between taking a batch and giving it its id.
+    fn drop(&mut self) {
+        if let Some(waiter) = self.waiter.take() {
+            waiter.fail(ProposeError::Stopped);
+        }
     }
 }
 
@@ -136,16 +154,13 @@ impl Inbox {
         let proposal = Proposal::new(batch);
         let mut queue = self.queue.lock();
         let bytes = queue.bytes + proposal.payload_bytes();
-        let refused = if queue.closed {
-            Some(ProposeError::Stopped)
-        } else if queue.proposals.len() >= limits::INBOX_BATCHES_MAX || bytes > limits::INBOX_BYTES_MAX {
-            Some(ProposeError::TooManyRequests)
-        } else {
-            None
-        };
-        if let Some(why) = refused {
+        let full = queue.proposals.len() >= limits::INBOX_BATCHES_MAX
+            || bytes > limits::INBOX_BYTES_MAX
+            || proposal.payload_bytes() > limits::BATCH_BYTES_MAX;
+        if queue.closed || full {
+            let why = if queue.closed { ProposeError::Stopped } else { ProposeError::TooManyRequests };
             drop(queue);
-            proposal.waiter.fail(why);
+            proposal.fail(why);
             return;
         }
         let wake = queue.proposals.is_empty();
@@ -181,7 +196,7 @@ impl Inbox {
             mem::take(&mut queue.proposals)
         };
         for proposal in left {
-            proposal.waiter.fail(ProposeError::Stopped);
+            proposal.fail(ProposeError::Stopped);
         }
     }
 }

@@ -19,6 +19,12 @@ pub mod limits {
     pub const INBOX_BATCHES_MAX: usize = 16_384;
     /// Bytes of the same.
     pub const INBOX_BYTES_MAX: usize = 128 << 20;
+    /// Bytes of one command batch. A larger one is a mistake of the server, which bounds requests far below; it is
+    /// refused because an entry that does not fit into a segment of the log would stop the member.
+    pub const BATCH_BYTES_MAX: usize = 32 << 20;
+    /// Bytes of entries that wait for the log's thread, above which new batches are refused. Below the log's own bound,
+    /// because an append that the log refuses stops the member.
+    pub const LOG_QUEUE_BYTES_MAX: u64 = 64 << 20;
     /// Callers that wait for one read barrier.
     pub const READ_WAITERS_MAX: usize = 65_536;
     /// Payload bytes read from the log at once.

@@ -61,6 +61,9 @@ pub enum StartError {
     /// Log or state cannot be used.
     #[error("{0}")]
     Open(String),
+    /// The state has lost what the log no longer has.
+    #[error("the state ends at log id {} but the log begins behind {released}: restore the data directory as a whole", applied.map_or("none".to_string(), |id| id.to_string()))]
+    StateBehindLog { applied: Option<LogId>, released: LogId },
     /// Asked to begin a cluster on a log that has one.
     #[error("the log already belongs to a running cluster: start it as restarted, or use an empty data directory")]
     NotNew,
@@ -120,11 +123,9 @@ impl Shared {
         }
     }
 
-    pub(crate) fn note_committed(&self, last: LogId, blank: Option<LogId>) {
+    /// Told before the entry is handed to apply, so that apply never knows more than this says.
+    pub(crate) fn note_committed(&self, last: LogId) {
         self.committed_next.store(last.index + 1, Ordering::Release);
-        if blank.is_some() {
-            self.blank.send_replace(blank);
-        }
     }
 
     pub(crate) fn committed_index(&self) -> Option<u64> {
@@ -234,7 +235,7 @@ impl Member {
             return;
         }
         let mut stopping = shared.stopping.subscribe();
-        let mut loops = spawn_loops(&raft, &shared, bootstrap);
+        let mut loops = spawn_loops(&raft, &shared, &wal, bootstrap);
         let ended = tokio::select! {
             biased;
             _ = stopping.wait_for(|stopping| *stopping) => None,
@@ -258,7 +259,8 @@ impl Member {
         stop_log(&wal).await;
     }
 
-    async fn open(&self, apply: Box<dyn Apply>) -> Result<DaymarkRaft, StartError> {
+    async fn open(&self, mut apply: Box<dyn Apply>) -> Result<DaymarkRaft, StartError> {
+        check_state_reaches_log(&self.wal, &mut *apply)?;
         let log_store = LogStore::new(self.wal.clone(), self.shared.clone());
         let state_machine = StateMachine::new(apply, self.shared.clone());
         let raft = Raft::new(self.shared.member_id, self.config.clone(), NoPeers, log_store, state_machine)
@@ -266,6 +268,15 @@ impl Member {
             .map_err(|fatal| StartError::Open(fatal.to_string()))?;
         bootstrap::check(&raft, &self.bootstrap, self.shared.member_id).await?;
         Ok(raft)
+    }
+}
+
+/// Entries between the state and the beginning of the log would be missing.
+fn check_state_reaches_log(wal: &Wal, apply: &mut dyn Apply) -> Result<(), StartError> {
+    let applied = apply.applied().map_err(|error| StartError::Open(error.to_string()))?.id;
+    match wal.released() {
+        Some(released) if applied < Some(released) => Err(StartError::StateBehindLog { applied, released }),
+        _ => Ok(()),
     }
 }
 
@@ -284,10 +295,10 @@ async fn stop_log(wal: &Wal) {
 }
 
 /// Each loop runs until openraft ends and then says what it saw.
-fn spawn_loops(raft: &DaymarkRaft, shared: &Arc<Shared>, bootstrap: Bootstrap) -> Tasks<String> {
+fn spawn_loops(raft: &DaymarkRaft, shared: &Arc<Shared>, wal: &Wal, bootstrap: Bootstrap) -> Tasks<String> {
     let mut loops = Tasks::new();
     loops.spawn(follow(raft.clone(), shared.clone(), bootstrap));
-    loops.spawn(propose(raft.clone(), shared.clone()));
+    loops.spawn(propose(raft.clone(), shared.clone(), wal.clone()));
     loops.spawn(confirm_reads(raft.clone(), shared.clone()));
     loops.spawn(release(raft.clone(), shared.clone()));
     loops.spawn(expire(shared.clone()));
@@ -305,11 +316,16 @@ async fn follow(raft: DaymarkRaft, shared: Arc<Shared>, bootstrap: Bootstrap) ->
 
 /// Takes all batches that are there per wake and hands each to openraft as one entry. openraft gathers what is in its
 /// channel into one append.
-async fn propose(raft: DaymarkRaft, shared: Arc<Shared>) -> String {
+async fn propose(raft: DaymarkRaft, shared: Arc<Shared>, wal: Wal) -> String {
     let mut burst = Vec::new();
     loop {
         burst = shared.inbox.take(burst).await;
+        let log_is_behind = wal.stats().queue_bytes > limits::LOG_QUEUE_BYTES_MAX;
         for proposal in burst.drain(..) {
+            if log_is_behind {
+                proposal.fail(ProposeError::TooManyRequests);
+                continue;
+            }
             let Some(sealed) = shared.pending.admit(proposal) else { continue };
             let responder = BatchResponder::new(shared.pending.clone(), sealed.id().sequence, why_without_result);
             if let Err(fatal) = raft.client_write_ff(sealed, Some(responder)).await {

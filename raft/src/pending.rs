@@ -91,7 +91,7 @@ impl Pending {
         table.forget_applied(self.applied.next_index());
         if let Some(why) = table.refusal(proposal.payload_bytes()) {
             drop(table);
-            proposal.waiter.fail(why);
+            proposal.fail(why);
             return None;
         }
         let sequence = table.first.wrapping_add(table.slots.len() as u64);

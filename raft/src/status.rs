@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::metrics::RaftServerMetrics;
+use openraft::metrics::RaftMetrics;
 use openraft::{Raft, ServerState};
 use tokio::sync::watch;
 
@@ -97,7 +97,8 @@ pub(crate) async fn follow(raft: &Raft<TypeConfig, StateMachine>, shared: &Share
     let mut blank = shared.blank.subscribe();
     loop {
         let before = shared.published.view();
-        let now = View::new(&server.borrow_and_update(), &before);
+        server.borrow_and_update();
+        let now = View::new(&raft.metrics().borrow_watched(), &before);
         let committed_blank = *blank.borrow_and_update();
         react(shared, &before, &now, committed_blank);
         if now != *before {
@@ -133,15 +134,17 @@ fn react(shared: &Shared, before: &View, now: &View, blank: Option<LogId>) {
 }
 
 impl View {
-    fn new(server: &RaftServerMetrics<TypeConfig>, before: &View) -> Self {
-        let membership = server.membership_config.membership();
-        let leader = server.current_leader;
+    /// From the metrics that carry the term in memory: the server metrics only have the vote that is on disk, which lags
+    /// behind an election. They change less often, though, so they are the ones that are waited on.
+    fn new(metrics: &RaftMetrics<TypeConfig>, before: &View) -> Self {
+        let membership = metrics.membership_config.membership();
+        let leader = metrics.current_leader;
         let is_new_leader = leader.is_some() && leader != before.leader;
         Self {
             leader,
-            is_leader: server.state == ServerState::Leader,
-            term: server.vote.leader_id.term,
-            sole_voter: is_sole_voter(membership, server.id),
+            is_leader: metrics.state == ServerState::Leader,
+            term: metrics.current_term,
+            sole_voter: is_sole_voter(membership, metrics.id),
             voters: membership.voter_ids().collect(),
             learners: membership.learner_ids().collect(),
             leader_changes_seen: before.leader_changes_seen + u64::from(is_new_leader),
