@@ -11,6 +11,7 @@ pub mod request;
 pub mod command;
 pub mod views;
 pub mod mailbox;
+pub mod query;
 
 pub mod apply;
 pub mod state;
