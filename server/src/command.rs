@@ -208,7 +208,9 @@ mod tests {
         assert_eq!(batch[..], [&[1][..], &put, &revoke].concat());
         let commands = decode(batch.freeze()).expect("decodes");
         assert!(matches!(&commands[0], (None, Command::Put(put)) if put.value == "v"));
-        assert!(matches!(&commands[1], (Some(who), Command::LeaseRevoke(revoke)) if *who == identity && revoke.id == 5));
+        assert!(
+            matches!(&commands[1], (Some(who), Command::LeaseRevoke(revoke)) if *who == identity && revoke.id == 5)
+        );
     }
 
     #[test]

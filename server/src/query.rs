@@ -144,6 +144,17 @@ pub fn range(view: &mut impl View, request: &pb::RangeRequest) -> Result<pb::Ran
     Ok(plan.finish(result))
 }
 
+/// Whether a range inside of a transaction may read at `revision`. A negative one is below any compact revision here,
+/// whereas a Range outside of transactions takes it for the current one.
+pub fn check_revision_in_txn(revision: i64, current_revision: i64, compact_revision: i64) -> Result<(), ReadError> {
+    match revision {
+        0 => Ok(()),
+        revision if revision > current_revision => Err(ReadError::Future),
+        revision if revision < compact_revision.max(0) => Err(ReadError::Compacted),
+        _ => Ok(()),
+    }
+}
+
 /// A pair as it goes on the wire.
 pub fn pair(kv: KeyValue) -> mvccpb::KeyValue {
     mvccpb::KeyValue {

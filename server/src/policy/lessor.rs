@@ -122,7 +122,11 @@ impl Lessor {
 
 /// Ends leases whose time is over, while this member leads; `propose` replicates their end. Never returns. One proposal
 /// at a time, so that the same end is not proposed twice while the first is on its way.
-pub async fn run(lessor: Arc<Lessor>, raft: Handle, propose: impl AsyncFn(LeaseExpire) -> std::result::Result<(), Error>) {
+pub async fn run(
+    lessor: Arc<Lessor>,
+    raft: Handle,
+    propose: impl AsyncFn(LeaseExpire) -> std::result::Result<(), Error>,
+) {
     loop {
         tokio::time::sleep(limits::LEASE_CHECK_INTERVAL).await;
         let status = raft.status();

@@ -42,8 +42,11 @@ impl Members {
             members.membership = Some(bytes.into());
         }
         let mut broken = None;
-        keyspace.table_scan(Family::Meta, ATTRIBUTES, ATTRIBUTES_END, &mut |_, value| {
-            match MemberAttributes::decode(value) {
+        keyspace.table_scan(
+            Family::Meta,
+            ATTRIBUTES,
+            ATTRIBUTES_END,
+            &mut |_, value| match MemberAttributes::decode(value) {
                 Ok(attributes) => {
                     members.attributes.insert(attributes.id, attributes);
                     ControlFlow::Continue(())
@@ -52,8 +55,8 @@ impl Members {
                     broken = Some(error);
                     ControlFlow::Break(())
                 }
-            }
-        })?;
+            },
+        )?;
         match broken {
             Some(error) => Err(StorageError::Invariant { what: format!("attributes of a member: {error}") }),
             None => Ok(members),

@@ -276,11 +276,7 @@ fn header(revision: i64) -> Option<pb::ResponseHeader> {
 }
 
 /// What a put needs to find: its lease, and its key if it keeps something of it.
-fn check_put(
-    leases: &LeaseTable,
-    txn: &mut WriteTxn<'_>,
-    put: &pb::PutRequest,
-) -> std::result::Result<(), Failure> {
+fn check_put(leases: &LeaseTable, txn: &mut WriteTxn<'_>, put: &pb::PutRequest) -> std::result::Result<(), Failure> {
     if put.lease != 0 && !leases.contains(put.lease) {
         return Err(Failure::Client(Error::LeaseNotFound));
     }

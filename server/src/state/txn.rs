@@ -61,24 +61,15 @@ fn check(
     let succeeded = path.next().expect("evaluated before");
     for op in taken(request, succeeded) {
         match &op.request {
-            Some(Op::RequestRange(range)) => check_range(range, txn.base_revision(), compact_revision)?,
+            Some(Op::RequestRange(range)) => {
+                query::check_revision_in_txn(range.revision, txn.base_revision(), compact_revision)?;
+            }
             Some(Op::RequestPut(put)) => check_put(leases, txn, put)?,
             Some(Op::RequestTxn(nested)) => check(txn, nested, leases, compact_revision, path)?,
             Some(Op::RequestDeleteRange(_)) | None => {}
         }
     }
     Ok(())
-}
-
-/// A negative revision is below any compact revision here, whereas a Range outside of transactions takes it for the
-/// current one.
-fn check_range(range: &pb::RangeRequest, current_revision: i64, compact_revision: i64) -> Result<(), Failure> {
-    match range.revision {
-        0 => Ok(()),
-        revision if revision > current_revision => Err(Failure::Client(Error::FutureRevision)),
-        revision if revision < compact_revision.max(0) => Err(Failure::Client(Error::Compacted)),
-        _ => Ok(()),
-    }
 }
 
 fn run(
