@@ -150,6 +150,14 @@ impl Door {
         tokio::join!(self.batcher.run(), mail, tick);
     }
 
+    /// Waits until this member has applied what was in its log when it started, as far as a leader has confirmed it.
+    /// Nobody may be served before: a read could see a state older than one that was seen before the restart.
+    pub async fn wait_ready(&self) -> Result<(), Error> {
+        let index = self.member.raft.wait_ready().await?;
+        self.wait_applied(index).await;
+        Ok(())
+    }
+
     /// Answers one unary call.
     pub async fn call(&self, context: Context, request: Request) -> Result<Reply, Error> {
         self.check_context(&context)?;
