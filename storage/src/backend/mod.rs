@@ -121,12 +121,15 @@ pub trait Backend: Send + Sync + 'static {
     fn checkpoint(&self, dir: &Path) -> Result<()>;
 }
 
+/// Is shown key and value of one row after the other, until it breaks.
+pub type VisitRow<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
+
 /// Calls `visit` for each item of `span` in order until it breaks.
 pub fn for_each(
     backend: &dyn Backend,
     family: Family,
     span: Span<'_>,
-    visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    visit: &mut VisitRow<'_>,
 ) -> Result<()> {
     let mut cursor = backend.iterate(family, span, Direction::Forward)?;
     while let Some((key, value)) = cursor.item() {

@@ -16,13 +16,12 @@ mod read;
 mod rewind;
 mod write;
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use arc_swap::ArcSwapOption;
 
-use crate::backend::{self, Backend, BackendSize, Family, Span, WriteBatch};
+use crate::backend::{self, Backend, BackendSize, Family, Span, VisitRow, WriteBatch};
 use crate::error::{Result, StorageError};
 use crate::log_id::LogId;
 
@@ -175,7 +174,7 @@ impl Keyspace {
         family: Family,
         start: &[u8],
         end: &[u8],
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+        visit: &mut VisitRow<'_>,
     ) -> Result<()> {
         let span = Span { start, end: (!end.is_empty()).then_some(end) };
         backend::for_each(&*self.shared.backend, family, span, visit)
