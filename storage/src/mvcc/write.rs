@@ -144,13 +144,7 @@ impl Writer {
 
     /// Calls `visit` for each row from `start` up to `end` (empty: to the last) in key order until it breaks, with the
     /// changes of this batch.
-    pub fn table_scan(
-        &self,
-        family: Family,
-        start: &[u8],
-        end: &[u8],
-        visit: &mut VisitRow<'_>,
-    ) -> Result<()> {
+    pub fn table_scan(&self, family: Family, start: &[u8], end: &[u8], visit: &mut VisitRow<'_>) -> Result<()> {
         let end = (!end.is_empty()).then_some(end);
         let own = self.overlay.table_rows(family, start, end);
         let cursor = self.keyspace.shared.backend.iterate(family, Span { start, end }, Direction::Forward)?;

@@ -4,3 +4,5 @@ mod concurrency;
 mod generated;
 mod model;
 mod rules;
+#[cfg(feature = "rocksdb")]
+mod space;
