@@ -364,7 +364,7 @@ fn family_options(family: Family, options: &RocksOptions, cache: &Cache, floor: 
             );
         }
         // Written in key order, so files do not overlap and are moved down without being read.
-        Family::Log => table.set_block_size(32 << 10),
+        Family::Log => table.set_block_size(8 << 10),
         Family::Fwd => {
             table.set_bloom_filter(10.0, false);
             table.set_block_size(16 << 10);

@@ -2,6 +2,8 @@
 
 mod concurrency;
 mod generated;
+#[cfg(feature = "rocksdb")]
+mod killed;
 mod model;
 mod rules;
 #[cfg(feature = "rocksdb")]
