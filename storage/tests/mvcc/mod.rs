@@ -6,5 +6,6 @@ mod generated;
 mod killed;
 mod model;
 mod rules;
+mod scripts;
 #[cfg(feature = "rocksdb")]
 mod space;
