@@ -121,13 +121,11 @@ pub trait Backend: Send + Sync + 'static {
     fn checkpoint(&self, dir: &Path) -> Result<()>;
 }
 
+/// Is shown key and value of one row after the other, until it breaks.
+pub type VisitRow<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
+
 /// Calls `visit` for each item of `span` in order until it breaks.
-pub fn for_each(
-    backend: &dyn Backend,
-    family: Family,
-    span: Span<'_>,
-    visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-) -> Result<()> {
+pub fn for_each(backend: &dyn Backend, family: Family, span: Span<'_>, visit: &mut VisitRow<'_>) -> Result<()> {
     let mut cursor = backend.iterate(family, span, Direction::Forward)?;
     while let Some((key, value)) = cursor.item() {
         if visit(key, value).is_break() {
@@ -141,7 +139,7 @@ pub fn for_each(
 /// What a place in a write batch holds; valid until the batch is cut before it or cleared.
 #[derive(Copy, Clone, Debug)]
 pub struct ValueRef {
-    start: u32,
+    start: usize,
     len: u32,
 }
 
@@ -149,7 +147,7 @@ pub struct ValueRef {
 struct Change {
     family: Family,
     /// Where the key begins in `bytes`; the value follows it.
-    start: u32,
+    start: usize,
     key_len: u32,
     /// None deletes.
     value_len: Option<u32>,
@@ -185,13 +183,13 @@ impl WriteBatch {
 
     /// What a put of this batch stored.
     pub fn value(&self, at: ValueRef) -> &[u8] {
-        &self.bytes[at.start as usize..][..at.len as usize]
+        &self.bytes[at.start..][..at.len as usize]
     }
 
     /// The changes in order.
     pub fn changes(&self) -> impl Iterator<Item = ChangeRef<'_>> {
         self.changes.iter().map(|change| {
-            let rest = &self.bytes[change.start as usize..];
+            let rest = &self.bytes[change.start..];
             let (key, rest) = rest.split_at(change.key_len as usize);
             (change.family, key, change.value_len.map(|len| &rest[..len as usize]))
         })
@@ -239,9 +237,9 @@ impl WriteBatch {
         let value_start = start + key.len();
         self.bytes.extend_from_slice(key);
         self.bytes.extend_from_slice(value.unwrap_or_default());
-        assert!(self.bytes.len() <= u32::MAX as usize, "a write batch is far below 4 GiB");
-        let value_len = value.map(|value| value.len() as u32);
-        self.changes.push(Change { family, start: start as u32, key_len: key.len() as u32, value_len });
-        ValueRef { start: value_start as u32, len: value_len.unwrap_or(0) }
+        let len = |bytes: &[u8]| u32::try_from(bytes.len()).expect("keys and values are far below 4 GiB");
+        let value_len = value.map(len);
+        self.changes.push(Change { family, start, key_len: len(key), value_len });
+        ValueRef { start: value_start, len: value_len.unwrap_or(0) }
     }
 }

@@ -1,8 +1,8 @@
 //! The keyspace that clients see: keys, values and their history, at revisions. Knows nothing of raft, of leases'
 //! time, of watchers or of the wire.
 //!
-//! Reading order: [`revision`], [`event`], [`range`], [`layout`] (the bytes), [`rewind`] and [`read`] (the way back to a
-//! revision), [`write`] with [`cache`], [`history`], [`compaction`].
+//! Reading order: `revision`, `event`, `range`, `layout` (the bytes), `rewind` and `read` (the way back to a revision),
+//! `write` with `cache`, `history`, `compaction`.
 
 pub mod event;
 pub mod layout;
@@ -16,13 +16,12 @@ mod read;
 mod rewind;
 mod write;
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use arc_swap::ArcSwapOption;
 
-use crate::backend::{self, Backend, BackendSize, Family, Span, WriteBatch};
+use crate::backend::{self, Backend, BackendSize, Family, Span, VisitRow, WriteBatch};
 use crate::error::{Result, StorageError};
 use crate::log_id::LogId;
 
@@ -170,13 +169,7 @@ impl Keyspace {
 
     /// Calls `visit` for each row of a table from `start` up to `end` (empty: to the last) in key order until it
     /// breaks, as committed when the call began.
-    pub fn table_scan(
-        &self,
-        family: Family,
-        start: &[u8],
-        end: &[u8],
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<()> {
+    pub fn table_scan(&self, family: Family, start: &[u8], end: &[u8], visit: &mut VisitRow<'_>) -> Result<()> {
         let span = Span { start, end: (!end.is_empty()).then_some(end) };
         backend::for_each(&*self.shared.backend, family, span, visit)
     }
@@ -262,4 +255,19 @@ fn check_history_end(shared: &Shared, current_revision: i64) -> Result<()> {
         return Err(StorageError::Invariant { what });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The writer moves to the apply thread; everybody shares the keyspace and hands reads to other threads.
+    #[test]
+    fn parts_go_where_they_are_used() {
+        fn sent<T: Send + 'static>() {}
+        fn shared<T: Send + Sync + 'static>() {}
+        sent::<Writer>();
+        shared::<Keyspace>();
+        shared::<ReadTxn>();
+    }
 }

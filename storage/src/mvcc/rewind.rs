@@ -11,6 +11,9 @@ use super::{ReadError, Shared};
 use crate::backend::{Cursor, Direction, Family};
 use crate::error::{Result, StorageError};
 
+/// Is shown key and record of one key after the other, until it breaks or fails.
+pub(super) type Visit<'a, E> = dyn FnMut(&[u8], &[u8]) -> std::result::Result<ControlFlow<()>, E> + 'a;
+
 /// Where a read looks: into the backend, and on the apply thread first into the write batch in progress.
 #[derive(Copy, Clone)]
 pub(super) struct Source<'a> {
@@ -34,7 +37,7 @@ impl<'a> Source<'a> {
         &self,
         range: &KeyRange,
         direction: Direction,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> std::result::Result<ControlFlow<()>, ReadError>,
+        visit: &mut Visit<'_, ReadError>,
     ) -> std::result::Result<(), ReadError> {
         let Some(span) = range.span() else {
             let mut record = Vec::new();
@@ -136,7 +139,7 @@ pub(super) fn merge<E: From<StorageError>>(
     mut cursor: Box<dyn Cursor + '_>,
     own: &[(&[u8], Option<&[u8]>)],
     direction: Direction,
-    visit: &mut dyn FnMut(&[u8], &[u8]) -> std::result::Result<ControlFlow<()>, E>,
+    visit: &mut Visit<'_, E>,
 ) -> std::result::Result<(), E> {
     let mut own = own.iter().peekable();
     loop {

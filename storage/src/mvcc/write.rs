@@ -14,7 +14,7 @@ use super::range::{KeyRange, RangeOptions, RangeResult};
 use super::revision::Revision;
 use super::rewind::{self, Source};
 use super::{Keyspace, ReadError, read};
-use crate::backend::{Direction, Family, Span};
+use crate::backend::{Direction, Family, Span, VisitRow};
 use crate::error::{Result, StorageError};
 use crate::log_id::LogId;
 
@@ -144,13 +144,7 @@ impl Writer {
 
     /// Calls `visit` for each row from `start` up to `end` (empty: to the last) in key order until it breaks, with the
     /// changes of this batch.
-    pub fn table_scan(
-        &self,
-        family: Family,
-        start: &[u8],
-        end: &[u8],
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<()> {
+    pub fn table_scan(&self, family: Family, start: &[u8], end: &[u8], visit: &mut VisitRow<'_>) -> Result<()> {
         let end = (!end.is_empty()).then_some(end);
         let own = self.overlay.table_rows(family, start, end);
         let cursor = self.keyspace.shared.backend.iterate(family, Span { start, end }, Direction::Forward)?;

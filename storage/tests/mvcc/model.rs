@@ -79,7 +79,7 @@ impl Model {
             if *main < from || *main > to || range.is_some_and(|range| !range.contains(key)) {
                 continue;
             }
-            let event = self.event(*main, *sub, key, with_prev && main - 1 >= self.compact);
+            let event = self.event(*main, *sub, key, with_prev && *main > self.compact);
             match found.last_mut() {
                 Some((last, events)) if last == main => events.push(event),
                 _ => found.push((*main, vec![event])),
