@@ -88,7 +88,7 @@ pub struct Shared {
     /// Up to where the state is durable, as told by the release policy, and the wake for it.
     durable: Mutex<Option<LogId>>,
     durable_moved: Notify,
-    pub(crate) stopping: watch::Sender<bool>,
+    stopping: watch::Sender<bool>,
 
     // Published by the thread.
     pub(crate) pending: Arc<Pending>,
@@ -99,6 +99,8 @@ pub struct Shared {
     /// The last blank entry handed to apply.
     pub(crate) blank: watch::Sender<Option<LogId>>,
     pub(crate) ready: watch::Sender<Option<u64>>,
+    /// Everybody is told `Stopped` from here on, by request or by a fatal error.
+    pub(crate) closed: watch::Sender<bool>,
     pub(crate) finished: watch::Sender<bool>,
 }
 
@@ -119,6 +121,7 @@ impl Shared {
             committed_next: AtomicU64::new(0),
             blank: watch::Sender::new(None),
             ready: watch::Sender::new(None),
+            closed: watch::Sender::new(false),
             finished: watch::Sender::new(false),
         }
     }
@@ -154,12 +157,13 @@ impl Shared {
         self.stopping.send_replace(true);
     }
 
-    pub(crate) fn is_stopping(&self) -> bool {
-        *self.stopping.borrow()
+    pub(crate) fn is_closed(&self) -> bool {
+        *self.closed.borrow()
     }
 
     /// From here on everybody is told `Stopped`.
     fn close(&self) {
+        self.closed.send_replace(true);
         self.read_gate.close();
         self.inbox.close();
         self.pending.stop();

@@ -69,10 +69,10 @@ impl Handle {
     pub async fn wait_ready(&self) -> Result<u64, ProposeError> {
         let shared = &self.inner.shared;
         let mut ready = shared.ready.subscribe();
-        let mut stopping = shared.stopping.subscribe();
+        let mut closed = shared.closed.subscribe();
         tokio::select! {
             biased;
-            _ = stopping.wait_for(|stopping| *stopping) => Err(ProposeError::Stopped),
+            _ = closed.wait_for(|closed| *closed) => Err(ProposeError::Stopped),
             index = ready.wait_for(Option::is_some) => {
                 index.ok().and_then(|index| *index).ok_or(ProposeError::Stopped)
             }
