@@ -20,7 +20,10 @@ use super::segment::{self, SEGMENT_HEADER_BYTES, Segment, SegmentHeader};
 use super::spare::Spares;
 use super::superblock::{Superblock, SuperblockFile};
 use super::tail::Tail;
-use super::{Counters, Op, Recovered, SYNC_CLASSES, Shared, State, WalOptions, WalStats, entry_bytes_max, invariant};
+use super::{
+    Counters, Op, Recovered, SYNC_CLASSES, Shared, State, WalOptions, WalStats, control_reserve_bytes, entry_bytes_max,
+    invariant,
+};
 
 /// Entries of so many bytes end a batch: more in one write would only delay those at its front.
 const BATCH_BYTES_MAX: u64 = 8 << 20;
@@ -111,6 +114,7 @@ impl WalWorker {
             dir: options.dir.clone(),
             entry_bytes_max: entry_bytes_max(options.segment_bytes),
             queue_bytes_max: options.queue_bytes_max,
+            control_reserve_bytes: control_reserve_bytes(options.segment_bytes),
             state: Mutex::new(state),
             wake: Condvar::new(),
             full: setup.full,
