@@ -20,6 +20,7 @@ struct Run {
     /// Of the threads "raft" and "wal".
     cpu: [Duration; 2],
     syncs: u64,
+    sync_mean: Duration,
 }
 
 /// CPU time so far of this process's threads of that name. One run at a time: run this file alone for exact figures.
@@ -42,7 +43,7 @@ fn run(outstanding: u64, entries: u64) -> Run {
     let dir = tempfile::tempdir().unwrap();
     let mut member = Member::start(Arc::new(RealDisk::new()), dir.path(), State::default());
     let payload = Bytes::from(vec![7; 300]);
-    let syncs = member.wal.stats().sync_count;
+    let before = member.wal.stats();
     let cpu = [cpu_of("raft"), cpu_of("wal")];
     let began = Instant::now();
     let mut proposed: Vec<Instant> = Vec::with_capacity(entries as usize);
@@ -60,13 +61,16 @@ fn run(outstanding: u64, entries: u64) -> Run {
             propose(&mut proposed);
         }
     }
+    let after = member.wal.stats();
+    let syncs = after.sync_count - before.sync_count;
     let run = Run {
         outstanding,
         entries,
         latencies,
         wall: began.elapsed(),
         cpu: [cpu_of("raft") - cpu[0], cpu_of("wal") - cpu[1]],
-        syncs: member.wal.stats().sync_count - syncs,
+        syncs,
+        sync_mean: (after.sync_total - before.sync_total) / u32::try_from(syncs).unwrap(),
     };
     member.stop();
     run
@@ -77,7 +81,7 @@ impl Run {
         self.latencies.sort_unstable();
         let at = |share: f64| self.latencies[((self.entries - 1) as f64 * share) as usize];
         println!(
-            "{:>4} outstanding: {:>8.0} entries/s, p50 {:?}, p99 {:?}, CPU an entry: raft {:.1} us, wal {:.1} us; {:.1} entries a sync",
+            "{:>4} outstanding: {:>8.0} entries/s, p50 {:?}, p99 {:?}, CPU an entry: raft {:.1} us, wal {:.1} us; {:.1} entries a sync of {:?}",
             self.outstanding,
             self.entries as f64 / self.wall.as_secs_f64(),
             at(0.5),
@@ -85,6 +89,7 @@ impl Run {
             self.cpu[0].as_secs_f64() * 1e6 / self.entries as f64,
             self.cpu[1].as_secs_f64() * 1e6 / self.entries as f64,
             self.entries as f64 / self.syncs as f64,
+            self.sync_mean,
         );
         self
     }
