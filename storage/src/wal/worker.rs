@@ -163,7 +163,9 @@ impl WalWorker {
         let done = if worked { self.perform() } else { Ok(()) };
         let count = self.batch.len();
         if done.is_ok() {
-            for op in self.batch.drain(..) {
+            // One by one: should a `Done` panic, those behind it are still there to be told.
+            self.batch.reverse();
+            while let Some(op) = self.batch.pop() {
                 op.complete(Ok(()));
             }
         }
@@ -402,7 +404,8 @@ impl Drop for WalWorker {
     }
 }
 
-/// Runs the worker on a thread of its own, "wal", until the log is stopped. A failure, or a panic, is told once.
+/// Runs the worker on a thread of its own, "wal", until the log is stopped; another one makes spare segments. A failure,
+/// or a panic, is told once. The directory's lock is given back when the thread ends.
 pub fn run(mut worker: WalWorker, on_fatal: impl FnOnce(StorageError) + Send + 'static) -> thread::JoinHandle<()> {
     let body = move || {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
