@@ -145,7 +145,7 @@ impl StateMachine {
         loop {
             let next_index = self.shared.pending.applied_next_index();
             self.submitted.forget_applied(next_index);
-            if self.submitted.bytes <= limits::SUBMIT_AHEAD_BYTES_MAX || self.shared.is_stopping() {
+            if self.submitted.bytes <= limits::SUBMIT_AHEAD_BYTES_MAX || self.shared.is_closed() {
                 return;
             }
             runtime::sleep(limits::SUBMIT_PAUSE).await;

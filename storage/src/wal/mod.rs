@@ -247,10 +247,12 @@ impl Wal {
         Ok(())
     }
 
-    /// Says that entries up to `up_to` are no longer needed; it may lie beyond the last one (after a snapshot).
+    /// Says that entries up to `up_to` are no longer needed; it may lie beyond the last one (after a snapshot). Does
+    /// nothing if there are no such entries any more.
     pub fn release(&self, up_to: LogId) -> Result<()> {
         let mut state = self.shared.lock_running()?;
-        if state.tail.released().is_some_and(|released| released.index >= up_to.index) {
+        let before_all = state.tail.first_index().is_some_and(|first| up_to.index + 1 < first);
+        if before_all || state.tail.released().is_some_and(|released| released.index >= up_to.index) {
             return Ok(());
         }
         state.tail.release(up_to);
@@ -370,6 +372,8 @@ struct Shared {
     dir: PathBuf,
     entry_bytes_max: u64,
     queue_bytes_max: u64,
+    /// Room in the last segment of a full disk that entries leave to truncations and to the releases that end it.
+    control_reserve_bytes: u64,
     // Protected by the lock, held for moments only: never while a file is touched or a `Done` runs.
     state: Mutex<State>,
     /// The worker waits on it for operations.
@@ -428,7 +432,8 @@ impl Shared {
         if !state.ops.is_empty() && state.queue_bytes + bytes > self.queue_bytes_max {
             return Err(StorageError::QueueFull { bytes: state.queue_bytes });
         }
-        if self.full.load(Ordering::Relaxed) && state.queue_bytes + bytes > state.room {
+        let needed = state.queue_bytes + bytes + self.control_reserve_bytes;
+        if self.full.load(Ordering::Relaxed) && needed > state.room {
             return Err(StorageError::Full { path: self.dir.clone() });
         }
         Ok(bytes)
@@ -537,6 +542,11 @@ impl Answer {
 /// Bytes of the largest frame that a segment holds.
 fn entry_bytes_max(segment_bytes: u64) -> u64 {
     segment_bytes - SEGMENT_HEADER_BYTES
+}
+
+/// See [`Shared::control_reserve_bytes`]: over a thousand control frames in a segment of the usual size.
+fn control_reserve_bytes(segment_bytes: u64) -> u64 {
+    (segment_bytes / 8).min(64 * 1024)
 }
 
 /// A fault of the log's files, with the remedy.

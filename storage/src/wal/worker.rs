@@ -20,7 +20,10 @@ use super::segment::{self, SEGMENT_HEADER_BYTES, Segment, SegmentHeader};
 use super::spare::Spares;
 use super::superblock::{Superblock, SuperblockFile};
 use super::tail::Tail;
-use super::{Counters, Op, Recovered, SYNC_CLASSES, Shared, State, WalOptions, WalStats, entry_bytes_max, invariant};
+use super::{
+    Counters, Op, Recovered, SYNC_CLASSES, Shared, State, WalOptions, WalStats, control_reserve_bytes, entry_bytes_max,
+    invariant,
+};
 
 /// Entries of so many bytes end a batch: more in one write would only delay those at its front.
 const BATCH_BYTES_MAX: u64 = 8 << 20;
@@ -111,6 +114,7 @@ impl WalWorker {
             dir: options.dir.clone(),
             entry_bytes_max: entry_bytes_max(options.segment_bytes),
             queue_bytes_max: options.queue_bytes_max,
+            control_reserve_bytes: control_reserve_bytes(options.segment_bytes),
             state: Mutex::new(state),
             wake: Condvar::new(),
             full: setup.full,
@@ -159,7 +163,9 @@ impl WalWorker {
         let done = if worked { self.perform() } else { Ok(()) };
         let count = self.batch.len();
         if done.is_ok() {
-            for op in self.batch.drain(..) {
+            // One by one: should a `Done` panic, those behind it are still there to be told.
+            self.batch.reverse();
+            while let Some(op) = self.batch.pop() {
                 op.complete(Ok(()));
             }
         }
@@ -398,7 +404,8 @@ impl Drop for WalWorker {
     }
 }
 
-/// Runs the worker on a thread of its own, "wal", until the log is stopped. A failure, or a panic, is told once.
+/// Runs the worker on a thread of its own, "wal", until the log is stopped; another one makes spare segments. A failure,
+/// or a panic, is told once. The directory's lock is given back when the thread ends.
 pub fn run(mut worker: WalWorker, on_fatal: impl FnOnce(StorageError) + Send + 'static) -> thread::JoinHandle<()> {
     let body = move || {
         let outcome = catch_unwind(AssertUnwindSafe(|| {

@@ -71,7 +71,10 @@ fn replay_begins_behind_the_durable_applied_id() {
     let survived = first.state.after_crash();
     drop(first.wal);
 
-    let mut second = start(&dir, survived);
+    let mut second = Member::start_unready(Arc::new(RealDisk::new()), dir.path(), survived);
+    second.handle.release_log(durable);
+    tokio_timeout(&second, second.handle.wait_ready()).unwrap();
+    eventually("release of what was durable at start", || second.wal.released() == Some(durable));
     let entries = second.state.volatile().entries;
     let replayed: Vec<LogId> = entries.into_iter().filter(|id| *id > durable).collect();
     assert_eq!(replayed.first().unwrap().index, durable.index + 1, "exactly what was not durable");
@@ -128,6 +131,27 @@ fn a_released_log_without_its_state_is_refused() {
     .expect("a state that is behind the released log cannot be brought up to date");
     let behind = StartError::StateBehindLog { applied: None, released: durable };
     assert_eq!(error.to_string(), behind.to_string());
+    drop(wal);
+    worker.join().unwrap();
+}
+
+#[test]
+fn a_log_that_ends_before_its_state_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut first = start(&dir, State::default());
+    first.propose(0, number_bytes(0));
+    first.expect_applied(1);
+    let durable = first.state.flush();
+    first.stop();
+    let survived = first.state.after_crash();
+
+    let elsewhere = tempfile::tempdir().unwrap();
+    let (wal, worker, recovered) = open_log(Arc::new(RealDisk::new()), wal_options(elsewhere.path()));
+    let bootstrap = Bootstrap::from_recovered(&recovered, vec![]);
+    let error = daymark_raft::start(options(wal.clone(), bootstrap, &survived), Box::new(survived), Box::new(|_| ()));
+    let behind = StartError::LogBehindState { applied: durable, last: None };
+    assert_eq!(error.err().unwrap().to_string(), behind.to_string());
+    assert_eq!((wal.released(), wal.last(), wal.vote()), (None, None, None), "nothing was written");
     drop(wal);
     worker.join().unwrap();
 }

@@ -137,8 +137,8 @@ pub fn wal_options(dir: &std::path::Path) -> WalOptions {
 
 pub fn open_log(disk: Arc<dyn Disk>, options: WalOptions) -> (Wal, JoinHandle<()>, Recovered) {
     let (wal, worker, recovered) = Wal::open(disk, options).unwrap();
-    let running = wal::run(worker, |error| eprintln!("log stopped: {error}"));
-    (wal, running, recovered)
+    // Raft learns of the log's failure by itself; that is part of what is tested.
+    (wal, wal::run(worker, |_| ()), recovered)
 }
 
 impl Member {
@@ -151,8 +151,23 @@ impl Member {
         member
     }
 
+    /// Starts on a disk that may fail; comes back when the member is ready or has told why not.
+    pub fn try_start(disk: Arc<dyn Disk>, dir: &std::path::Path, state: State) -> Option<Self> {
+        let (wal, worker, recovered) = Wal::open(disk, wal_options(dir)).ok()?;
+        let member = Self::start_on(wal, wal::run(worker, |_| ()), recovered, state);
+        // Ready or stopped: both are an answer, and the test looks which one it is.
+        let _ = member.runtime.block_on(async {
+            tokio::time::timeout(PATIENCE, member.handle.wait_ready()).await.expect("an answer in time")
+        });
+        Some(member)
+    }
+
     pub fn start_unready(disk: Arc<dyn Disk>, dir: &std::path::Path, state: State) -> Self {
         let (wal, worker, recovered) = open_log(disk, wal_options(dir));
+        Self::start_on(wal, worker, recovered, state)
+    }
+
+    fn start_on(wal: Wal, worker: JoinHandle<()>, recovered: Recovered, state: State) -> Self {
         let me = MemberInfo {
             id: MEMBER,
             name: "default".into(),
