@@ -5,6 +5,7 @@
 mod frame;
 mod recovery;
 mod segment;
+mod setup;
 mod spare;
 mod superblock;
 mod tail;
