@@ -80,7 +80,9 @@ impl TestMember {
         };
         let raft = daymark_raft::start(options, Box::new(queue), on_fatal()).expect("raft starts");
         let lessor = Lessor::new(views.clone(), settings.election);
-        let door = Door::new(Arc::new(Member { views, raft, lessor, settings }), 0);
+        let facts_out = fatal_out.clone();
+        let on_fatal = Arc::new(move |facts: &str| drop(facts_out.send(facts.to_string())));
+        let door = Door::new(Arc::new(Member { views, raft, lessor, settings, on_fatal }), 0);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
         let net = LocalSet::new();
         let running = door.clone();

@@ -82,6 +82,8 @@ pub struct Member {
     pub raft: Handle,
     pub lessor: Arc<Lessor>,
     pub settings: Settings,
+    /// Stops the member, with the facts; may be called more than once.
+    pub on_fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
 /// The front door of one net thread. Whoever accepts connections calls [`Door::call`] for each request and keeps
@@ -160,6 +162,15 @@ impl Door {
 
     /// Answers one unary call.
     pub async fn call(&self, context: Context, request: Request) -> Result<Reply, Error> {
+        let result = self.answer(context, request).await;
+        if let Err(Error::Internal(facts)) = &result {
+            // The backend could not be read: what it says next is not to be trusted either.
+            (self.member.on_fatal)(facts);
+        }
+        result
+    }
+
+    async fn answer(&self, context: Context, request: Request) -> Result<Reply, Error> {
         self.check_context(&context)?;
         self.check_request(&request)?;
         let identity = authorize(&context, &request)?;
