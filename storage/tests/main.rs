@@ -2,3 +2,6 @@
 
 mod disk;
 mod wal;
+
+mod backend;
+mod mvcc;
