@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
 
-use crate::{put, range};
+use crate::{put, range, watch};
 
 /// `daymark bench`: load a server and report throughput, latency and the server's cost per operation.
 #[derive(Args, Clone, Debug)]
@@ -19,6 +19,8 @@ enum Command {
     Put(put::PutArgs),
     /// Read keys or ranges.
     Range(range::RangeArgs),
+    /// Put keys under watched prefixes and time their events.
+    Watch(watch::WatchArgs),
 }
 
 /// Flags that every load has.
@@ -89,10 +91,12 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     match &args.command {
         Command::Put(args) => put::run(args),
         Command::Range(args) => range::run(args),
+        Command::Watch(args) => watch::run(args),
     }
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+/// A time in seconds, more than 0.
+pub fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
     match Duration::try_from_secs_f64(seconds) {
         Ok(duration) if !duration.is_zero() => Ok(duration),

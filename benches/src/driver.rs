@@ -5,7 +5,6 @@
 //! draw operation numbers from one counter.
 
 use std::{
-    ops::AddAssign,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -15,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use tokio::{runtime, sync::Semaphore, task::JoinSet, time};
 
@@ -37,6 +36,8 @@ pub trait Workload: Send + Sync + 'static {
     fn request(&self, op: u64) -> Bytes;
     /// Looks at the answer to `op`: keys in it, or what is wrong with it.
     fn check(&self, op: u64, answer: Bytes) -> Result<u64, CallError>;
+    /// Waits for what goes on after the last answer and still belongs to the run.
+    fn settle(&self) {}
 }
 
 /// What a run gave.
@@ -75,6 +76,7 @@ pub fn run(args: &CommonArgs, workload: Arc<dyn Workload>) -> Result<Outcome> {
         give_up: AtomicBool::new(false),
     });
     let (ready, are_ready) = mpsc::channel();
+    let (done, are_done) = mpsc::channel();
     let mut threads = Vec::new();
     for number in 0..args.threads {
         let (go, wait) = mpsc::channel();
@@ -87,26 +89,34 @@ pub fn run(args: &CommonArgs, workload: Arc<dyn Workload>) -> Result<Outcome> {
             clients: share(args.clients, args.threads, number).count(),
             rate: args.rate / f64::from(args.threads),
         };
-        let ready = ready.clone();
-        threads.push((go, thread::Builder::new().name(format!("load {number}")).spawn(|| load.run(ready, wait))?));
+        let (ready, done) = (ready.clone(), done.clone());
+        let name = format!("load {number}");
+        thread::Builder::new().name(name).spawn(move || load.run(ready, &wait, done))?;
+        threads.push(go);
     }
-    for _ in 0..args.threads {
+    // Only the threads hold them now, so that one that panics is noticed.
+    drop((ready, done));
+    for _ in &threads {
         are_ready.recv().context("a load thread ended before it was ready")??;
     }
     let cost = Cost::before(&args.pid)?;
     let start = Instant::now();
-    let running: Vec<_> = threads.into_iter().map(|(go, thread)| go.send(start).map(|()| thread)).collect();
-    let stalled = watch_over(args, &shared, || running.iter().flatten().all(thread::JoinHandle::is_finished));
+    for go in &threads {
+        go.send(start).context("a load thread ended before the start")?;
+    }
     let mut recorder = Recorder::new();
-    for thread in running {
-        let results = thread.context("a load thread ended early")?.join();
-        recorder.merge(&results.map_err(|_| anyhow!("a load thread panicked"))??);
+    for results in watch_over(args, &shared, &are_done)? {
+        recorder.merge(&results?);
     }
     let elapsed = start.elapsed();
-    if stalled {
+    workload.settle();
+    if shared.give_up.load(Ordering::Relaxed) {
         recorder.fail(format!("given up: nothing was answered for {:?}", args.stall_timeout));
     }
-    Ok(Outcome { elapsed, cost: cost.after(recorder.succeeded)?, recorder })
+    let cost = cost.after(recorder.succeeded)?;
+    // The threads live until here, so that their context switches are still there to be counted.
+    drop(threads);
+    Ok(Outcome { recorder, elapsed, cost })
 }
 
 /// The numbers out of `0..all` that belong to thread `number`.
@@ -114,30 +124,33 @@ fn share(all: u32, threads: u32, number: u32) -> impl Iterator<Item = u32> {
     (number..all).step_by(threads as usize)
 }
 
-/// Draws the progress bar until the run has ended; true when it was given up because nothing was answered any more.
-fn watch_over(args: &CommonArgs, shared: &Shared, finished: impl Fn() -> bool) -> bool {
+/// Draws the progress bar until all threads have handed in their results. Has them give up when nothing is answered any
+/// more.
+fn watch_over(
+    args: &CommonArgs,
+    shared: &Shared,
+    done: &mpsc::Receiver<Result<Recorder>>,
+) -> Result<Vec<Result<Recorder>>> {
     let mut progress = Progress::new(args.total);
-    let mut last = (0, Instant::now());
-    // Looked at more often than drawn, so that a short run is not made longer.
-    for turn in 1_u64.. {
-        if finished() {
-            break;
-        }
-        thread::sleep(PERIOD / 40);
-        if turn % 40 != 0 {
-            continue;
+    let mut results = Vec::new();
+    let (mut ended_last, mut since) = (0, Instant::now());
+    while results.len() < args.threads as usize {
+        match done.recv_timeout(PERIOD) {
+            Ok(result) => results.push(result),
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+            Err(mpsc::RecvTimeoutError::Disconnected) => bail!("a load thread panicked"),
         }
         let ended = shared.ended.load(Ordering::Relaxed);
         progress.update(ended);
-        if ended != last.0 {
-            last = (ended, Instant::now());
+        if ended != ended_last {
+            (ended_last, since) = (ended, Instant::now());
         }
-        if last.1.elapsed() > args.stall_timeout {
+        if since.elapsed() > args.stall_timeout {
             shared.give_up.store(true, Ordering::Relaxed);
         }
     }
     progress.finish();
-    shared.give_up.load(Ordering::Relaxed)
+    Ok(results)
 }
 
 /// The part of one thread.
@@ -152,23 +165,27 @@ struct ThreadLoad {
 }
 
 impl ThreadLoad {
-    /// Connects, reports that, waits for the start, runs.
-    fn run(self, ready: mpsc::Sender<Result<()>>, wait: mpsc::Receiver<Instant>) -> Result<Recorder> {
-        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
-            let connections = match self.connect().await {
-                Ok(connections) => connections,
-                Err(error) => {
-                    // Whoever waits for the report has the error; the results of this thread are not asked for.
-                    let _ = ready.send(Err(error));
-                    return Ok(Recorder::new());
-                }
-            };
-            ready.send(Ok(())).context("nobody waits for this thread")?;
-            // Blocks the runtime, which has nothing else to do yet.
-            let Ok(start) = wait.recv() else { return Ok(Recorder::new()) };
-            self.drive(connections, start).await
-        })
+    /// Connects, reports that, waits for the start, runs, hands in the results, and stays until it is dismissed.
+    fn run(
+        self,
+        ready: mpsc::Sender<Result<()>>,
+        wait: &mpsc::Receiver<Instant>,
+        done: mpsc::Sender<Result<Recorder>>,
+    ) {
+        let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return drop(ready.send(Err(error.into()))),
+        };
+        let connections = match runtime.block_on(self.connect()) {
+            Ok(connections) => connections,
+            Err(error) => return drop(ready.send(Err(error))),
+        };
+        // Whoever does not wait for a message here has failed already and says why.
+        let _ = ready.send(Ok(()));
+        let Ok(start) = wait.recv() else { return };
+        let _ = done.send(runtime.block_on(self.drive(connections, start)));
+        drop(done);
+        let _ = wait.recv();
     }
 
     async fn connect(&self) -> Result<Vec<Arc<Connection>>> {
@@ -236,12 +253,13 @@ impl Pace {
     /// Releases operations on schedule until the run is over, and then each client once more so that it notices.
     async fn release(self: Arc<Self>, shared: Arc<Shared>, clients: usize, start: Instant) {
         let mut timer = Timer::new().expect("the kernel has timers");
-        let mut released = 0;
+        let mut released = 0_u64;
         while !shared.over(start.elapsed()) {
-            let (now, mut count) = (start.elapsed(), 0);
+            let now = start.elapsed();
+            let mut count = 0;
             while self.schedule.due(released) <= now {
-                released.add_assign(1);
-                count.add_assign(1);
+                released += 1;
+                count += 1;
             }
             self.due.add_permits(count);
             timer.wait_until(start + self.schedule.due(released)).await.expect("the timer works");

@@ -13,4 +13,6 @@ mod put;
 mod range;
 mod report;
 mod target;
+mod watch;
+mod watchers;
 mod workload;

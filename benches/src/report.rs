@@ -1,11 +1,6 @@
 //! What a run has shown, as text and as JSON; and what it cost the server and the harness.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Write as _,
-    fs,
-    time::{Duration, SystemTime},
-};
+use std::{collections::BTreeMap, fmt::Write as _, fs, time::SystemTime};
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
@@ -49,6 +44,11 @@ pub struct Before {
 }
 
 impl Cost {
+    /// CPU time of all servers.
+    pub fn server_cpu_seconds(&self) -> f64 {
+        self.servers.iter().map(|server| server.user_seconds + server.system_seconds).sum()
+    }
+
     pub fn before(pids: &[u32]) -> Result<Before> {
         let servers = pids.iter().map(|&pid| Ok((pid, Usage::of(pid)?))).collect::<Result<_>>()?;
         Ok(Before { servers, harness: Usage::of_self()? })
@@ -108,8 +108,29 @@ pub struct Report {
     pub succeeded_by_second: Vec<u64>,
     #[serde(flatten)]
     pub cost: Cost,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watch: Option<WatchReport>,
     /// The servers after the run; empty if they could not be asked.
     pub members: Vec<Member>,
+}
+
+/// What watchers saw while puts ran.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct WatchReport {
+    pub watchers: u32,
+    pub streams: u32,
+    pub connections: u32,
+    pub prefixes: u32,
+    pub created_in_seconds: f64,
+    pub events: u64,
+    pub events_expected: u64,
+    pub events_missing: u64,
+    pub events_repeated: u64,
+    pub events_per_second: f64,
+    /// All CPU time of the servers, the puts' included, for each event received; 0 without --pid.
+    pub server_cpu_micros_per_event: f64,
+    /// From sending a put to receiving its event.
+    pub latency_micros: Latency,
 }
 
 impl Report {
@@ -135,6 +156,7 @@ impl Report {
             answer_keys: recorder.answer_keys,
             succeeded_by_second: recorder.seconds,
             cost,
+            watch: None,
             members: target::addresses(&args.endpoints).and_then(|all| target::status(&all)).unwrap_or_default(),
         }
     }
@@ -154,7 +176,7 @@ impl Report {
 
     fn text(&self) -> String {
         let mut text = String::new();
-        let mut line = |name: &str, words: String| writeln!(text, "{name:<12}{words}").expect("a String takes all");
+        let mut line = |name: &str, words: String| writeln!(text, "{name:<13}{words}").expect("a String takes all");
         let mode = if self.rate > 0.0 { format!("open loop at {}/s", self.rate) } else { "closed loop".to_owned() };
         line("load", format!("{}, {} connections, {} clients, {mode}", self.command, self.conns, self.clients));
         for m in &self.members {
@@ -172,12 +194,29 @@ impl Report {
         }
         line("done", format!("{} operations in {:.2} s", self.succeeded, self.elapsed_seconds));
         line("throughput", format!("{:.0}/s", self.per_second));
-        let l = &self.latency_micros;
-        line("latency", {
-            let parts =
-                [("mean", l.mean), ("p50", l.p50), ("p90", l.p90), ("p99", l.p99), ("p99.9", l.p999), ("max", l.max)];
-            parts.map(|(name, micros)| format!("{name} {}", millis(micros))).join(", ")
-        });
+        line("latency", self.latency_micros.text());
+        if let Some(w) = &self.watch {
+            line(
+                "watch",
+                format!(
+                    "{} watchers of {} prefixes, {} streams, {} connections, created in {:.2} s",
+                    w.watchers, w.prefixes, w.streams, w.connections, w.created_in_seconds
+                ),
+            );
+            line(
+                "events",
+                format!(
+                    "{} of {} ({:.0}/s), {} missing, {} repeated, {:.1} us server CPU per event",
+                    w.events,
+                    w.events_expected,
+                    w.events_per_second,
+                    w.events_missing,
+                    w.events_repeated,
+                    w.server_cpu_micros_per_event
+                ),
+            );
+            line("put to event", w.latency_micros.text());
+        }
         if self.answer_keys > 0 {
             line("answers", format!("{} keys, {}", self.answer_keys, mebibytes(self.answer_bytes)));
         }
@@ -222,13 +261,16 @@ impl ProcessCost {
     }
 }
 
-fn mebibytes(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+impl Latency {
+    fn text(&self) -> String {
+        let Self { mean, p50, p90, p99, p999, max } = *self;
+        let parts = [("mean", mean), ("p50", p50), ("p90", p90), ("p99", p99), ("p99.9", p999), ("max", max)];
+        parts.map(|(name, micros)| format!("{name} {:.3} ms", micros / 1e3)).join(", ")
+    }
 }
 
-fn millis(micros: f64) -> String {
-    let duration = Duration::from_nanos((micros * 1e3) as u64);
-    format!("{:.3} ms", duration.as_secs_f64() * 1e3)
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
 #[cfg(test)]

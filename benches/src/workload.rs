@@ -24,11 +24,6 @@ impl Keys {
         Self { seed, size: args.key_size as usize, space: args.key_space_size, sequential: args.sequential_keys }
     }
 
-    /// Number of different keys; 0: a new one for every operation.
-    pub fn space(&self) -> u64 {
-        self.space
-    }
-
     /// The key that operation number `op` uses.
     pub fn for_op(&self, op: u64) -> Bytes {
         let index = match (self.space, self.sequential) {
