@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use crate::disk::{DirLock, Disk, DiskFile, OpenMode};
 use crate::{Result, StorageError};
 
-/// What a power cut keeps or loses as one.
+/// What a power cut keeps or loses, mostly as one: rarely it meets a sector half written.
 pub const SECTOR_BYTES: usize = 512;
 
 /// The simulated disk. Clones are the same disk.
@@ -354,7 +354,7 @@ impl Inner {
         let mut files: Vec<_> = self.files.iter_mut().collect();
         files.sort_unstable_by_key(|(file, _)| **file);
         for (_, content) in files {
-            content.persist(|| random.one_in(2));
+            content.persist(|| random.one_in(2).then_some(SECTOR_BYTES));
         }
         self.random = random;
     }
@@ -364,16 +364,18 @@ impl Inner {
         let mut random = self.random.clone();
         // Nothing, everything, or each sector and name with one of three chances.
         let keep_one_in = [0, 1, 2, 8][random.below(4) as usize];
-        let mut keep = || keep_one_in != 0 && random.one_in(keep_one_in);
         for step in std::mem::take(&mut self.pending) {
-            if keep() {
+            if random.keeps(keep_one_in) {
                 apply_name(&mut self.platter_names, &step);
             }
         }
         let mut files: Vec<_> = self.files.iter_mut().collect();
         files.sort_unstable_by_key(|(file, _)| **file);
         for (_, content) in files {
-            content.persist(&mut keep);
+            content.persist(|| match random.keeps(keep_one_in) {
+                true if keep_one_in > 1 && random.one_in(8) => Some(random.below(SECTOR_BYTES as u64) as usize),
+                kept => kept.then_some(SECTOR_BYTES),
+            });
             content.dirty.clear();
             content.cache = content.platter.clone();
         }
@@ -383,12 +385,12 @@ impl Inner {
 }
 
 impl Content {
-    /// Brings those unsynced sectors to the platter that `keep` picks.
-    fn persist(&mut self, mut keep: impl FnMut() -> bool) {
-        let picked: Vec<usize> = self.dirty.iter().copied().filter(|_| keep()).collect();
-        for sector in picked {
+    /// Brings those unsynced sectors to the platter that `keep` picks, up to so many bytes of each.
+    fn persist(&mut self, mut keep: impl FnMut() -> Option<usize>) {
+        let picked: Vec<(usize, usize)> = self.dirty.iter().filter_map(|sector| Some((*sector, keep()?))).collect();
+        for (sector, bytes) in picked {
             let start = sector * SECTOR_BYTES;
-            let end = (start + SECTOR_BYTES).min(self.cache.len());
+            let end = (start + bytes).min(self.cache.len());
             if self.platter.len() < end {
                 self.platter.resize(end, 0);
             }
@@ -465,12 +467,12 @@ impl DiskFile for SimFile {
     fn sync_data(&self) -> Result<()> {
         let (mut inner, fate) = self.disk.begin(&self.path)?;
         match fate {
-            Fate::Pass => inner.content(self.file).persist(|| true),
+            Fate::Pass => inner.content(self.file).persist(|| Some(SECTOR_BYTES)),
             Fate::Crash => {}
             Fate::Fail => {
                 let mut random = inner.random.clone();
                 let content = inner.content(self.file);
-                content.persist(|| random.one_in(2));
+                content.persist(|| random.one_in(2).then_some(SECTOR_BYTES));
                 content.dirty.clear();
                 inner.random = random;
             }
@@ -512,6 +514,11 @@ impl Random {
 
     fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
+    }
+
+    /// True with that chance; 0 means never.
+    fn keeps(&mut self, one_in: u64) -> bool {
+        one_in != 0 && self.one_in(one_in)
     }
 
     fn one_in(&mut self, count: u64) -> bool {

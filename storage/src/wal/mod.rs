@@ -5,6 +5,7 @@
 mod frame;
 mod recovery;
 mod segment;
+mod setup;
 mod spare;
 mod superblock;
 mod tail;
@@ -247,10 +248,12 @@ impl Wal {
         Ok(())
     }
 
-    /// Says that entries up to `up_to` are no longer needed; it may lie beyond the last one (after a snapshot).
+    /// Says that entries up to `up_to` are no longer needed; it may lie beyond the last one (after a snapshot). Does
+    /// nothing if there are no such entries any more.
     pub fn release(&self, up_to: LogId) -> Result<()> {
         let mut state = self.shared.lock_running()?;
-        if state.tail.released().is_some_and(|released| released.index >= up_to.index) {
+        let before_all = state.tail.first_index().is_some_and(|first| up_to.index + 1 < first);
+        if before_all || state.tail.released().is_some_and(|released| released.index >= up_to.index) {
             return Ok(());
         }
         state.tail.release(up_to);

@@ -180,7 +180,8 @@ impl Spares {
 
     /// Says that a spare will be needed before long.
     pub fn want(&self) {
-        let mut desk = self.shared.0.lock();
+        // Held by the maker only while it finishes one: asking again at the next step is soon enough.
+        let Some(mut desk) = self.shared.0.try_lock() else { return };
         if desk.ready.is_empty() && !desk.wanted {
             desk.wanted = true;
             self.shared.1.notify_all();

@@ -3,23 +3,22 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::disk::{DirLock, Disk, OpenMode};
+use crate::disk::{DirLock, Disk};
 use crate::{LogId, Result, StorageError};
 
 use super::frame::{FrameHeader, FrameType, frame_bytes};
 use super::recovery::Found;
 use super::segment::{self, SEGMENT_HEADER_BYTES, Segment, SegmentHeader};
+use super::setup::{Setup, write_segment};
 use super::spare::Spares;
 use super::superblock::{Superblock, SuperblockFile};
-use super::tail::Tail;
 use super::{
     Counters, Op, Recovered, SYNC_CLASSES, Shared, State, WalOptions, WalStats, control_reserve_bytes, entry_bytes_max,
     invariant,
@@ -163,7 +162,9 @@ impl WalWorker {
         let done = if worked { self.perform() } else { Ok(()) };
         let count = self.batch.len();
         if done.is_ok() {
-            for op in self.batch.drain(..) {
+            // One by one: should a `Done` panic, those behind it are still there to be told.
+            self.batch.reverse();
+            while let Some(op) = self.batch.pop() {
                 op.complete(Ok(()));
             }
         }
@@ -402,7 +403,8 @@ impl Drop for WalWorker {
     }
 }
 
-/// Runs the worker on a thread of its own, "wal", until the log is stopped. A failure, or a panic, is told once.
+/// Runs the worker on a thread of its own, "wal", until the log is stopped; another one makes spare segments. A failure,
+/// or a panic, is told once. The directory's lock is given back when the thread ends.
 pub fn run(mut worker: WalWorker, on_fatal: impl FnOnce(StorageError) + Send + 'static) -> thread::JoinHandle<()> {
     let body = move || {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
@@ -432,151 +434,4 @@ impl Counters {
         self.sync_nanos.fetch_add(took.as_nanos() as u64, Ordering::Relaxed);
         self.sync_classes[class].fetch_add(1, Ordering::Relaxed);
     }
-}
-
-/// Everything that opening changes on disk.
-struct Setup {
-    disk: Arc<dyn Disk>,
-    options: WalOptions,
-    spares: Spares,
-    full: Arc<AtomicBool>,
-}
-
-/// A log that can be written.
-struct Begun {
-    superblock: Superblock,
-    superblock_file: SuperblockFile,
-    held: VecDeque<(Arc<Segment>, Option<u64>)>,
-    tail: Tail,
-    end: u64,
-    chain: u32,
-    cut: Option<super::CutTail>,
-}
-
-impl Setup {
-    fn new(disk: Arc<dyn Disk>, options: WalOptions) -> Result<Self> {
-        let full = Arc::new(AtomicBool::new(false));
-        let spares = spares_of(&disk, &options, Vec::new(), &full);
-        Ok(Self { disk, options, spares, full })
-    }
-
-    /// The very first open. The superblock comes first, so that segments without one are always a fault.
-    fn create(&mut self) -> Result<Begun> {
-        let superblock = Superblock { epoch: 1, ..Superblock::new(self.options.identity) };
-        let superblock_file = SuperblockFile::create(&*self.disk, &self.options.dir, &superblock, self.sync())?;
-        self.with_first_segment(superblock, superblock_file)
-    }
-
-    /// Goes on behind the last valid frame, in a new epoch: what a cut has left behind there is of an older one and
-    /// never passes again.
-    fn reopen(&mut self, mut found: Found) -> Result<Begun> {
-        if let Some((segment, _)) = found.segments.back() {
-            self.rewrite_end(segment, &found)?;
-        }
-        let spares = self.tidy(&found)?;
-        self.spares = spares_of(&self.disk, &self.options, spares, &self.full);
-        found.superblock.write_number += 1;
-        found.superblock.epoch += 1;
-        found.superblock.epoch_start = found.end;
-        found.superblock.durable_floor = found.end;
-        found.superblock_file.store(&found.superblock, self.sync())?;
-        if found.segments.is_empty() {
-            return self.with_first_segment(found.superblock, found.superblock_file);
-        }
-        Ok(Begun {
-            superblock: found.superblock,
-            superblock_file: found.superblock_file,
-            held: found.segments,
-            tail: found.tail,
-            end: found.end,
-            chain: found.chain,
-            cut: found.cut,
-        })
-    }
-
-    fn with_first_segment(&mut self, mut superblock: Superblock, mut superblock_file: SuperblockFile) -> Result<Begun> {
-        let header = SegmentHeader {
-            sequence: 1,
-            identity: superblock.identity,
-            base: 0,
-            segment_bytes: self.options.segment_bytes,
-            previous_end: 0,
-            link: 0,
-            epoch: superblock.epoch,
-            last: None,
-        };
-        let segment = write_segment(&*self.disk, &self.options, &mut self.spares, header)?;
-        let (end, chain) = (segment.frames_start(), segment.header_crc);
-        superblock.last_segment = 1;
-        superblock.durable_floor = end;
-        superblock.epoch_start = end;
-        superblock.write_number += 1;
-        superblock_file.store(&superblock, self.sync())?;
-        let held = VecDeque::from([(Arc::new(segment), None)]);
-        let tail = Tail::new(self.options.tail_bytes_max);
-        Ok(Begun { superblock, superblock_file, held, tail, end, chain, cut: None })
-    }
-
-    /// Makes the last frames durable. They were read, but maybe only from the cache of the system, which even takes
-    /// pages for clean whose sync has failed: so they are written once more.
-    fn rewrite_end(&self, segment: &Segment, found: &Found) -> Result<()> {
-        let start = found.durable_before.max(segment.frames_start());
-        if found.end <= found.superblock.durable_floor || start >= found.end {
-            return Ok(());
-        }
-        let mut bytes = vec![0; (found.end - start) as usize];
-        let offset = start - segment.header.base;
-        if segment.file.read_at(&mut bytes, offset)? < bytes.len() {
-            return Err(invariant(format!("{} became shorter while it was open", segment.path.display())));
-        }
-        segment.file.write_at(&bytes, offset)?;
-        match self.sync() {
-            true => segment.file.sync_data(),
-            false => Ok(()),
-        }
-    }
-
-    /// Puts leftovers away; returns the names of the spares that fit.
-    fn tidy(&self, found: &Found) -> Result<Vec<String>> {
-        let mut spares = Vec::new();
-        for name in &found.spares {
-            let path = self.options.dir.join(name);
-            if self.disk.open(&path, OpenMode::Read)?.len()? == self.options.segment_bytes {
-                spares.push(name.clone());
-            } else {
-                self.disk.remove(&path)?;
-            }
-        }
-        for name in &found.leftovers {
-            self.disk.remove(&self.options.dir.join(name))?;
-        }
-        if self.sync() {
-            self.disk.sync_dir(&self.options.dir)?;
-        }
-        Ok(spares)
-    }
-
-    fn sync(&self) -> bool {
-        !self.options.unsafe_no_fsync
-    }
-}
-
-fn spares_of(disk: &Arc<dyn Disk>, options: &WalOptions, ready: Vec<String>, full: &Arc<AtomicBool>) -> Spares {
-    let sync = !options.unsafe_no_fsync;
-    Spares::new(disk.clone(), &options.dir, options.segment_bytes, sync, ready, full.clone())
-}
-
-/// Makes a spare file that segment: durable on return, with name and header.
-fn write_segment(disk: &dyn Disk, options: &WalOptions, spares: &mut Spares, header: SegmentHeader) -> Result<Segment> {
-    let name = segment::file_name(header.sequence);
-    let path: PathBuf = options.dir.join(&name);
-    spares.take(&name)?;
-    let file = disk.open(&path, OpenMode::Write)?;
-    let (bytes, header_crc) = header.encode();
-    file.write_at(&bytes, 0)?;
-    if !options.unsafe_no_fsync {
-        file.sync_data()?;
-        disk.sync_dir(&options.dir)?;
-    }
-    Ok(Segment { header, header_crc, path, file })
 }

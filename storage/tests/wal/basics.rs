@@ -95,6 +95,20 @@ fn a_log_may_begin_anywhere_after_a_snapshot() {
 }
 
 #[test]
+fn releasing_what_was_never_there_does_nothing() {
+    let disk = SimDisk::new(1);
+    let (wal, mut worker, _) = open(&disk).unwrap();
+    append(&wal, &mut worker, vec![entry(1, 5, 10), entry(1, 6, 10)]);
+    wal.release(id(1, 2)).unwrap();
+    assert_eq!((wal.released(), wal.log_id(5)), (None, Some(id(1, 5))));
+    wal.release(id(1, 5)).unwrap();
+    wal.release(id(1, 5)).unwrap();
+    stop(wal, worker);
+    let (_, _, recovered) = open(&disk).unwrap();
+    assert_eq!((recovered.released, recovered.last), (Some(id(1, 5)), Some(id(1, 6))));
+}
+
+#[test]
 fn what_breaks_the_rules_is_refused_and_changes_nothing() {
     let disk = SimDisk::new(1);
     let (wal, mut worker, _) = open(&disk).unwrap();

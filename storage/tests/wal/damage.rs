@@ -202,6 +202,30 @@ fn one_damaged_copy_never_brings_an_older_vote_back() {
     }
 }
 
+/// With one copy damaged, the other is all there is: it must stand until the damaged one is whole again.
+#[test]
+fn repairing_a_copy_never_risks_the_other() {
+    let disk = SimDisk::new(1);
+    let (wal, mut worker, _) = open(&disk).unwrap();
+    wal.save_vote(vote(7, Some(1), false), ignore()).unwrap();
+    drain(&mut worker).unwrap();
+    for copy in 0..2 {
+        let damaged = disk.after_process_exit();
+        damaged.flip_bit(&superblock_path(), copy * 16384 + 80, 0);
+        let whole = damaged.after_process_exit();
+        drop(open(&whole).unwrap());
+        for crash_at in damaged.operations() + 1..=whole.operations() {
+            for survival in 0..200 {
+                let crashed = damaged.after_process_exit();
+                crashed.crash_at(crash_at);
+                assert!(open(&crashed).is_err());
+                let (_, _, recovered) = open(&crashed.after_power_cut(survival)).unwrap();
+                assert_eq!(recovered.vote, Some(vote(7, Some(1), false)));
+            }
+        }
+    }
+}
+
 /// Every single bit of a small, cleanly stopped log: the same content, or refused.
 #[test]
 fn no_flipped_bit_is_ever_taken_for_other_content() {

@@ -83,9 +83,12 @@ fn every_failing_operation_is_told_and_survived() {
             });
             let (acknowledged, vote) = (told.successes().last().copied(), wal.vote());
             drop((wal, worker));
-            let (wal, _worker, recovered) = open(&disk.after_power_cut(failing)).unwrap();
-            assert!(recovered.last.map(|last| last.index) >= acknowledged, "seed {seed}, failing {failing}");
-            content(&wal).unwrap();
+            let (_, _, recovered) = open(&disk.after_power_cut(failing)).unwrap();
+            for found in [disk.after_power_cut(failing), disk.after_process_exit()] {
+                let (wal, _worker, recovered) = open(&found).unwrap();
+                assert!(recovered.last.map(|last| last.index) >= acknowledged, "seed {seed}, failing {failing}");
+                content(&wal).unwrap();
+            }
             if ran.is_ok() {
                 assert!(recovered.vote == vote && failing > 100, "the fault was never met: {failing}");
                 break;
@@ -173,6 +176,7 @@ fn a_panic_on_the_thread_is_told() {
     let thread = run(worker, move |error| sender.send(error).expect("the test waits"));
     assert!(matches!(receiver.recv().unwrap(), StorageError::Invariant { .. }));
     thread.join().unwrap();
+    assert!(matches!(told.all()[..], [(1, Err(StorageError::Invariant { .. }))]));
     assert!(wal.append(vec![entry(1, 2, 10)], ignore()).is_err());
 }
 

@@ -44,9 +44,12 @@ pub fn vote(term: u64, voted_for: Option<u64>, committed: bool) -> Vote {
     Vote { term, voted_for, committed }
 }
 
+/// The number given to a `Done`, and what it was told.
+pub type Report = (u64, Result<()>);
+
 /// Results that `Done`s were told, in the order of telling.
 #[derive(Clone, Default)]
-pub struct Told(Arc<Mutex<Vec<(u64, Result<()>)>>>);
+pub struct Told(Arc<Mutex<Vec<Report>>>);
 
 impl Told {
     pub fn done(&self, number: u64) -> Done {
@@ -54,7 +57,7 @@ impl Told {
         Box::new(move |result| told.lock().push((number, result)))
     }
 
-    pub fn all(&self) -> Vec<(u64, Result<()>)> {
+    pub fn all(&self) -> Vec<Report> {
         self.0.lock().clone()
     }
 
