@@ -200,3 +200,68 @@ impl Inbox {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    type Told = Arc<Mutex<Vec<ProposeError>>>;
+
+    struct Note(Told);
+
+    impl Waiter for Note {
+        fn fail(self: Box<Self>, why: ProposeError) {
+            self.0.lock().push(why);
+        }
+        fn into_any(self: Box<Self>) -> Box<dyn Any + Send> {
+            self
+        }
+    }
+
+    fn batch(bytes: impl Into<Bytes>, told: &Told) -> CommandBatch {
+        CommandBatch { bytes: bytes.into(), count: 1, waiter: Box::new(Note(told.clone())) }
+    }
+
+    #[tokio::test]
+    async fn a_burst_is_taken_whole_and_in_order() {
+        let (inbox, told) = (Inbox::default(), Told::default());
+        ["a", "b", "c"].into_iter().for_each(|bytes| inbox.push(batch(bytes, &told)));
+        let id = BatchId { member_id: 3, sequence: 4 };
+        let seal = |proposal: Proposal| Proposal::seal(proposal.into_parts().0, id);
+        let sealed: Vec<SealedBatch> = inbox.take(Vec::new()).await.into_iter().map(seal).collect();
+        assert!(sealed.iter().all(|batch| batch.id() == id));
+        assert!(sealed.iter().map(SealedBatch::commands).eq(["a", "b", "c"].map(Bytes::from)));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_at_once() {
+        let (inbox, told) = (Inbox::default(), Told::default());
+        inbox.push(batch(vec![0; limits::BATCH_BYTES_MAX], &told));
+        assert_eq!(*told.lock(), [ProposeError::TooManyRequests], "a batch too large for the log");
+        told.lock().clear();
+        (0..limits::INBOX_BATCHES_MAX).for_each(|_| inbox.push(batch("x", &told)));
+        assert!(told.lock().is_empty());
+        inbox.push(batch("x", &told));
+        assert_eq!(*told.lock(), [ProposeError::TooManyRequests]);
+    }
+
+    #[tokio::test]
+    async fn whoever_is_left_behind_is_told() {
+        let (inbox, told) = (Inbox::default(), Told::default());
+        inbox.push(batch("taken and dropped", &told));
+        drop(inbox.take(Vec::new()).await);
+        inbox.push(batch("still inside", &told));
+        inbox.close();
+        inbox.push(batch("too late", &told));
+        assert_eq!(*told.lock(), [ProposeError::Stopped; 3]);
+    }
+
+    #[test]
+    fn the_bytes_of_a_batch_id_are_frozen() {
+        let id = BatchId { member_id: 0x0807_0605_0403_0201, sequence: 9 };
+        let bytes = [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!((id.encode(), BatchId::decode(&bytes)), (bytes, id));
+    }
+}

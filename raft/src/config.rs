@@ -14,16 +14,17 @@ pub mod limits {
     /// Command batches that wait for their apply; more are refused.
     pub const PENDING_BATCHES_MAX: usize = 65_536;
     /// Bytes of command batches that wait for their apply; more are refused.
-    pub const PENDING_BYTES_MAX: usize = 256 << 20;
+    pub const PENDING_BYTES_MAX: usize = 128 << 20;
     /// Command batches handed over by net threads and not yet taken by the thread "raft".
     pub const INBOX_BATCHES_MAX: usize = 16_384;
     /// Bytes of the same.
-    pub const INBOX_BYTES_MAX: usize = 128 << 20;
+    pub const INBOX_BYTES_MAX: usize = 64 << 20;
     /// Bytes of one command batch. A larger one is a mistake of the server, which bounds requests far below; it is
     /// refused because an entry that does not fit into a segment of the log would stop the member.
     pub const BATCH_BYTES_MAX: usize = 32 << 20;
-    /// Bytes of entries that wait for the log's thread, above which new batches are refused. Below the log's own bound,
-    /// because an append that the log refuses stops the member.
+    /// Bytes of entries that wait for the log's thread, above which new batches are refused. An append that the log
+    /// refuses stops the member, so `LOG_QUEUE_BYTES_MAX + PENDING_BYTES_MAX` must stay below the log's own bound,
+    /// `WalOptions::queue_bytes_max`: what is admitted while the queue is just short of this one fits behind it.
     pub const LOG_QUEUE_BYTES_MAX: u64 = 64 << 20;
     /// Callers that wait for one read barrier.
     pub const READ_WAITERS_MAX: usize = 65_536;
@@ -72,9 +73,8 @@ pub(crate) fn openraft_config(cluster_id: u64, heartbeat: Duration, election: Du
         max_payload_entries: 64,
         // Entries per append to our own log. The log's thread groups commits itself, so this only bounds one hand-over.
         max_append_entries: Some(1024),
-        // A follower may be behind by what the log still holds: our release policy looks at time and size. Beyond it
-        // openraft would ship a snapshot, which is worse than reading entries as long as they exist.
-        replication_lag_threshold: u64::MAX,
+        // Only how close a learner must come before a blocking `add_learner` returns; to be looked at with members.
+        replication_lag_threshold: 5000,
         // openraft counts entries, we count bytes and time: the backend's durable applied id drives it.
         snapshot_policy: SnapshotPolicy::Never,
         // Unused: snapshots are not cut into openraft's chunks.

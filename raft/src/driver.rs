@@ -64,6 +64,9 @@ pub enum StartError {
     /// The state has lost what the log no longer has.
     #[error("the state ends at log id {} but the log begins behind {released}: restore the data directory as a whole", applied.map_or("none".to_string(), |id| id.to_string()))]
     StateBehindLog { applied: Option<LogId>, released: LogId },
+    /// The log has lost what was applied, and perhaps more that was acknowledged after it.
+    #[error("the log ends at log id {} but the state has applied {applied}: restore the data directory as a whole", last.map_or("none".to_string(), |id| id.to_string()))]
+    LogBehindState { applied: LogId, last: Option<LogId> },
     /// Asked to begin a cluster on a log that has one.
     #[error("the log already belongs to a running cluster: start it as restarted, or use an empty data directory")]
     NotNew,
@@ -173,7 +176,9 @@ impl Shared {
 }
 
 /// Starts the thread "raft". `on_fatal` is called at most once, on that thread, with the facts; the server then stops
-/// the member.
+/// the member. It must not block: neither [`Handle::stop`] nor the log's worker end before it has returned.
+///
+/// An error means that nothing was begun; the log is left running for the caller to stop.
 pub fn start(
     options: RaftOptions,
     apply: Box<dyn Apply>,
@@ -264,7 +269,7 @@ impl Member {
     }
 
     async fn open(&self, mut apply: Box<dyn Apply>) -> Result<DaymarkRaft, StartError> {
-        check_state_reaches_log(&self.wal, &mut *apply)?;
+        check_state_meets_log(&self.wal, &mut *apply)?;
         let log_store = LogStore::new(self.wal.clone(), self.shared.clone());
         let state_machine = StateMachine::new(apply, self.shared.clone());
         let raft = Raft::new(self.shared.member_id, self.config.clone(), NoPeers, log_store, state_machine)
@@ -275,11 +280,14 @@ impl Member {
     }
 }
 
-/// Entries between the state and the beginning of the log would be missing.
-fn check_state_reaches_log(wal: &Wal, apply: &mut dyn Apply) -> Result<(), StartError> {
+/// `released <= applied <= last`, else something that was acknowledged is missing. openraft would mend the second case
+/// by releasing the log up to the applied id, and with it hide that entries behind that id may be lost as well.
+fn check_state_meets_log(wal: &Wal, apply: &mut dyn Apply) -> Result<(), StartError> {
     let applied = apply.applied().map_err(|error| StartError::Open(error.to_string()))?.id;
-    match wal.released() {
-        Some(released) if applied < Some(released) => Err(StartError::StateBehindLog { applied, released }),
+    let (released, last) = (wal.released(), wal.last());
+    match (released, applied) {
+        (Some(released), applied) if applied < Some(released) => Err(StartError::StateBehindLog { applied, released }),
+        (_, Some(applied)) if last < Some(applied) => Err(StartError::LogBehindState { applied, last }),
         _ => Ok(()),
     }
 }

@@ -129,3 +129,54 @@ impl Handle {
         let _ = finished.wait_for(|finished| *finished).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use daymark_storage::StorageError;
+    use daymark_storage::sim_disk::SimDisk;
+    use daymark_storage::wal::{Identity, WalOptions, run};
+
+    use super::*;
+    use crate::pending::AppliedProgress;
+    use crate::state_machine::{Applied, Apply, Committed};
+    use crate::{Bootstrap, MemberInfo, RaftOptions, start};
+
+    struct Ignore(AppliedProgress);
+
+    impl Apply for Ignore {
+        fn applied(&mut self) -> Result<Applied, StorageError> {
+            Ok(Applied::default())
+        }
+        fn submit(&mut self, entries: Vec<Committed>) -> Result<(), StorageError> {
+            self.0.set(entries.last().expect("never called without entries").id.index);
+            Ok(())
+        }
+    }
+
+    /// What a leader with peers does for every read, done by a lone one that was told to distrust the fast way.
+    #[tokio::test]
+    async fn without_the_fast_way_callers_get_a_read_index() {
+        let identity = Identity { cluster_id: 1, member_id: 2 };
+        let (wal, worker, _) = Wal::open(Arc::new(SimDisk::new(0)), WalOptions::new("/wal", identity)).unwrap();
+        run(worker, |error| panic!("{error}"));
+        let me = MemberInfo { id: 2, name: String::new(), peer_urls: vec![], client_urls: vec![], is_learner: false };
+        let applied = AppliedProgress::default();
+        let options = RaftOptions {
+            identity,
+            wal,
+            heartbeat: Duration::from_millis(100),
+            election: Duration::from_millis(1000),
+            bootstrap: Bootstrap::New { members: vec![me] },
+            applied: applied.clone(),
+        };
+        let handle = start(options, Box::new(Ignore(applied)), Box::new(|why| panic!("{why}"))).unwrap();
+        let ready = handle.wait_ready().await.unwrap();
+        assert_eq!(handle.read_barrier_now(), Some(ready));
+        handle.inner.shared.read_gate.distrust();
+        assert_eq!(handle.read_barrier_now(), None);
+        let (one, other) = tokio::join!(handle.read_barrier(), handle.read_barrier());
+        assert_eq!((one, other), (Ok(ready), Ok(ready)), "nothing was committed after the blank entry");
+        handle.stop().await;
+        assert_eq!(handle.read_barrier().await, Err(ProposeError::Stopped));
+    }
+}

@@ -1,14 +1,14 @@
 //! Daymark's use of openraft, and the only crate that names its types: one voter for now, with a real and durable vote,
 //! log, membership and applied id. Commands are opaque bytes here; keys, revisions and clients are unknown.
 //!
-//! Reading order: [`handle`] (all that the server may ask), [`batch`] and [`pending`] (from a command batch to an entry
-//! and back to whoever waits for it), [`read_barrier`], [`log_store`] and [`state_machine`] (the two duties openraft
-//! gives us, both only enqueue), [`driver`] (the thread "raft").
+//! Reading order: `handle` (all that the server may ask), `batch` and `pending` (from a command batch to an entry
+//! and back to whoever waits for it), `read_barrier`, `log_store` and `state_machine` (the two duties openraft
+//! gives us, both only enqueue), `driver` (the thread "raft").
 //!
 //! # Invariants
 //!
 //! - `released <= applied id durable in the backend <= applied <= committed <= last_index`
-//! - A waiter is told its outcome at most once: by apply, which takes it out of [`pending`], or by a [`ProposeError`].
+//! - A waiter is told its outcome at most once: by apply, which takes it out of `pending`, or by a [`ProposeError`].
 //! - The thread "raft" never syncs a file and never calls the backend.
 
 mod types;

@@ -151,3 +151,67 @@ impl View {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::any::Any;
+
+    use bytes::Bytes;
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::batch::{CommandBatch, Waiter};
+    use crate::pending::AppliedProgress;
+
+    struct Note(Arc<Mutex<Vec<ProposeError>>>);
+
+    impl Waiter for Note {
+        fn fail(self: Box<Self>, why: ProposeError) {
+            self.0.lock().push(why);
+        }
+        fn into_any(self: Box<Self>) -> Box<dyn Any + Send> {
+            self
+        }
+    }
+
+    fn leading(term: u64) -> View {
+        View { leader: Some(1), is_leader: true, term, sole_voter: true, ..View::default() }
+    }
+
+    fn shared() -> Shared {
+        Shared::new(1, Duration::from_secs(5), AppliedProgress::default())
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_told_when_leadership_ends_or_begins_anew() {
+        let follower = View { leader: Some(2), is_leader: false, sole_voter: false, ..leading(4) };
+        for (now, lost) in [(leading(3), false), (leading(4), true), (follower, true)] {
+            let (shared, told) = (shared(), Arc::default());
+            let waiter = Box::new(Note(Arc::clone(&told)));
+            shared.inbox.push(CommandBatch { bytes: Bytes::from_static(b"put"), count: 1, waiter });
+            let proposal = shared.inbox.take(Vec::new()).await.pop().unwrap();
+            shared.pending.admit(proposal).unwrap();
+            react(&shared, &leading(3), &now, None);
+            assert_eq!(*told.lock() == [ProposeError::LeaderChanged], lost, "{now:?}");
+        }
+    }
+
+    #[test]
+    fn reads_are_fast_only_for_a_lone_voter_that_leads_and_has_committed_in_its_term() {
+        let blank = Some(LogId { term: 3, index: 8 });
+        let with_peer = View { sole_voter: false, ..leading(3) };
+        let deposed = View { is_leader: false, ..leading(3) };
+        for (now, blank, open) in [
+            (leading(3), blank, Some(8)),
+            (leading(3), None, None),
+            (leading(4), blank, None),
+            (with_peer, blank, None),
+            (deposed, blank, None),
+        ] {
+            let shared = shared();
+            shared.read_gate.open(1);
+            react(&shared, &leading(3), &now, blank);
+            assert_eq!(shared.read_gate.index(), open, "{now:?} {blank:?}");
+        }
+    }
+}

@@ -2,11 +2,13 @@
 //! acknowledged is there after a restart, and the member says why it ended. The disk is simulated and seeded.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 use daymark_raft::ProposeError;
-use daymark_storage::LogId;
+use daymark_storage::disk::{DirLock, Disk, DiskFile, OpenMode, RealDisk};
 use daymark_storage::sim_disk::SimDisk;
+use daymark_storage::{LogId, Result};
 
 use crate::support::{Member, State, eventually};
 
@@ -105,4 +107,96 @@ fn a_power_cut_while_the_cluster_begins_leaves_a_directory_that_starts() {
         again.stop();
     }
     assert!(cut_before_ready > 0, "some cuts must fall between the log's opening and the first leadership");
+}
+
+/// A real disk whose syncs can be held back, to look at the moment before one has ended.
+struct HeldDisk {
+    disk: RealDisk,
+    held: Arc<RwLock<()>>,
+}
+
+struct HeldFile {
+    file: Arc<dyn DiskFile>,
+    held: Arc<RwLock<()>>,
+}
+
+impl Disk for HeldDisk {
+    fn create_dir_all(&self, dir: &Path) -> Result<()> {
+        self.disk.create_dir_all(dir)
+    }
+    fn list(&self, dir: &Path) -> Result<Vec<String>> {
+        self.disk.list(dir)
+    }
+    fn exists(&self, path: &Path) -> Result<bool> {
+        self.disk.exists(path)
+    }
+    fn open(&self, path: &Path, mode: OpenMode) -> Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(HeldFile { file: self.disk.open(path, mode)?, held: self.held.clone() }))
+    }
+    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        self.disk.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> Result<()> {
+        self.disk.remove(path)
+    }
+    fn sync_dir(&self, dir: &Path) -> Result<()> {
+        self.disk.sync_dir(dir)
+    }
+    fn free_bytes(&self, dir: &Path) -> Result<u64> {
+        self.disk.free_bytes(dir)
+    }
+    fn lock(&self, dir: &Path) -> Result<DirLock> {
+        self.disk.lock(dir)
+    }
+    fn now(&self) -> Duration {
+        self.disk.now()
+    }
+}
+
+impl DiskFile for HeldFile {
+    fn len(&self) -> Result<u64> {
+        self.file.len()
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        self.file.read_at(buf, offset)
+    }
+    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.file.write_at(bytes, offset)
+    }
+    fn sync_data(&self) -> Result<()> {
+        let _held = self.held.read().unwrap();
+        self.file.sync_data()
+    }
+    fn sync_all(&self) -> Result<()> {
+        let _held = self.held.read().unwrap();
+        self.file.sync_all()
+    }
+    fn allocate(&self, len: u64) -> Result<()> {
+        self.file.allocate(len)
+    }
+}
+
+#[test]
+fn nobody_is_told_before_the_sync_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let held = Arc::new(RwLock::new(()));
+    let disk = HeldDisk { disk: RealDisk::new(), held: held.clone() };
+    let mut member = Member::start(Arc::new(disk), dir.path(), State::default());
+    member.propose(0, vec![1; 100]);
+    member.expect_applied(1);
+    let (applied, syncs) = (member.state.volatile().applied, member.wal.stats().sync_count);
+
+    let hold = held.write().unwrap();
+    (1..=100).for_each(|number| member.propose(number, vec![2; 100]));
+    eventually("all are in the log", || member.wal.last().unwrap().index == applied.id.unwrap().index + 100);
+    // The log's thread is at its sync, or will be: in either case none has ended since.
+    assert!(member.told.recv_timeout(Duration::from_millis(50)).is_err(), "told without a sync");
+    assert_eq!((member.state.volatile().applied, member.wal.stats().sync_count), (applied, syncs));
+    assert!(member.handle.status().is_leader && member.handle.read_barrier_now().is_some(), "reads go on");
+    drop(hold);
+
+    assert_eq!(member.expect_applied(100).len(), 100);
+    let shared = member.wal.stats().sync_count - syncs;
+    assert!(shared < 50, "what has gathered meanwhile shares syncs, {shared}");
+    member.stop();
 }

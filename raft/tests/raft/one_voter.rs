@@ -133,6 +133,27 @@ fn a_released_log_without_its_state_is_refused() {
 }
 
 #[test]
+fn a_log_that_ends_before_its_state_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut first = start(&dir, State::default());
+    first.propose(0, number_bytes(0));
+    first.expect_applied(1);
+    let durable = first.state.flush();
+    first.stop();
+    let survived = first.state.after_crash();
+
+    let elsewhere = tempfile::tempdir().unwrap();
+    let (wal, worker, recovered) = open_log(Arc::new(RealDisk::new()), wal_options(elsewhere.path()));
+    let bootstrap = Bootstrap::from_recovered(&recovered, vec![]);
+    let error = daymark_raft::start(options(wal.clone(), bootstrap, &survived), Box::new(survived), Box::new(|_| ()));
+    let behind = StartError::LogBehindState { applied: durable, last: None };
+    assert_eq!(error.err().unwrap().to_string(), behind.to_string());
+    assert_eq!((wal.released(), wal.last(), wal.vote()), (None, None, None), "nothing was written");
+    drop(wal);
+    worker.join().unwrap();
+}
+
+#[test]
 fn beginning_twice_or_going_on_with_nothing_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (wal, worker, _) = open_log(Arc::new(RealDisk::new()), wal_options(dir.path()));
