@@ -37,7 +37,7 @@ pub use bootstrap::Bootstrap;
 pub use config::limits;
 pub use driver::{RaftOptions, StartError, start};
 pub use handle::Handle;
-pub use membership::MemberInfo;
+pub use membership::{MemberInfo, members_of};
 pub use pending::AppliedProgress;
 pub use state_machine::{Applied, Apply, Committed, EntryBody};
 pub use status::RaftStatus;

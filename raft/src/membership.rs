@@ -80,6 +80,21 @@ pub(crate) fn decode_stored(bytes: &[u8]) -> Result<StoredMembership, DecodeErro
     Ok(StoredMembership::new(Some(raft_log_id(LogId { term, index })), membership))
 }
 
+/// The members in the bytes of an [`EntryBody::Membership`](crate::EntryBody::Membership), by id; names and client
+/// addresses are not known to raft and left empty. An error says what is wrong with the bytes.
+pub fn members_of(stored: &[u8]) -> Result<Vec<MemberInfo>, String> {
+    let stored = decode_stored(stored).map_err(|error| error.to_string())?;
+    let membership = stored.membership();
+    let member = |(id, node): (&u64, &MemberNode)| MemberInfo {
+        id: *id,
+        name: String::new(),
+        peer_urls: node.peer_urls.clone(),
+        client_urls: Vec::new(),
+        is_learner: !membership.voter_ids().any(|voter| voter == *id),
+    };
+    Ok(membership.nodes().map(member).collect())
+}
+
 /// Whether `member_id` is the only voter, with no change under way.
 pub(crate) fn is_sole_voter(membership: &RaftMembership, member_id: u64) -> bool {
     let mut voters = membership.voter_ids();

@@ -3,21 +3,22 @@
 //! Reading order: [`request`] (the boundary to transports), [`services`] (the front door), [`command`] (what is
 //! replicated), [`apply`] and [`state`] (what it does), [`views`] and [`mailbox`] (how the result gets back), [`watch`].
 
-pub mod config;
-pub mod limits;
-pub mod error;
-pub mod metrics;
-pub mod request;
 pub mod command;
-pub mod views;
+pub mod config;
+pub mod error;
+pub mod limits;
 pub mod mailbox;
+pub mod metrics;
+pub mod query;
+pub mod request;
+pub mod views;
 
 pub mod apply;
 pub mod state;
 
+pub mod policy;
 pub mod services;
 pub mod watch;
-pub mod policy;
 
 pub mod net;
 pub mod server;

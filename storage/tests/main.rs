@@ -1,7 +1,6 @@
 //! The tests of this crate, in one binary.
 
-mod disk;
-mod wal;
-
 mod backend;
+mod disk;
 mod mvcc;
+mod wal;
