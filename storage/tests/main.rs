@@ -1,0 +1,4 @@
+//! The one test binary of the crate.
+
+mod backend;
+mod mvcc;
