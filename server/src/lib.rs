@@ -6,6 +6,8 @@
 pub mod config;
 pub mod limits;
 pub mod error;
+pub mod logging;
+pub mod rpc;
 pub mod metrics;
 pub mod request;
 pub mod command;
@@ -21,3 +23,10 @@ pub mod policy;
 
 pub mod net;
 pub mod server;
+
+/// The etcd release whose API is served.
+pub const ETCD_VERSION: &str = "3.7.1";
+/// What clusters of that release agree on.
+pub const CLUSTER_VERSION: &str = "3.7.0";
+/// Daymark's own version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
