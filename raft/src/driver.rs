@@ -97,7 +97,7 @@ pub struct Shared {
     pub(crate) pending: Arc<Pending>,
     pub(crate) read_gate: ReadGate,
     pub(crate) published: Published,
-    /// Index of the last entry handed to apply + 1.
+    /// Index of the last entry handed to apply, or found applied at start, + 1.
     committed_next: AtomicU64,
     /// The last blank entry handed to apply.
     pub(crate) blank: watch::Sender<Option<LogId>>,
@@ -269,7 +269,12 @@ impl Member {
     }
 
     async fn open(&self, mut apply: Box<dyn Apply>) -> Result<DaymarkRaft, StartError> {
-        check_state_meets_log(&self.wal, &mut *apply)?;
+        let applied = apply.applied().map_err(|error| StartError::Open(error.to_string()))?.id;
+        check_state_meets_log(&self.wal, applied)?;
+        if let Some(applied) = applied {
+            self.shared.note_committed(applied);
+            self.shared.pending.note_applied(applied.index);
+        }
         let log_store = LogStore::new(self.wal.clone(), self.shared.clone());
         let state_machine = StateMachine::new(apply, self.shared.clone());
         let raft = Raft::new(self.shared.member_id, self.config.clone(), NoPeers, log_store, state_machine)
@@ -282,8 +287,7 @@ impl Member {
 
 /// `released <= applied <= last`, else something that was acknowledged is missing. openraft would mend the second case
 /// by releasing the log up to the applied id, and with it hide that entries behind that id may be lost as well.
-fn check_state_meets_log(wal: &Wal, apply: &mut dyn Apply) -> Result<(), StartError> {
-    let applied = apply.applied().map_err(|error| StartError::Open(error.to_string()))?.id;
+fn check_state_meets_log(wal: &Wal, applied: Option<LogId>) -> Result<(), StartError> {
     let (released, last) = (wal.released(), wal.last());
     match (released, applied) {
         (Some(released), applied) if applied < Some(released) => Err(StartError::StateBehindLog { applied, released }),

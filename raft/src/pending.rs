@@ -150,6 +150,11 @@ impl Pending {
         }
     }
 
+    /// The state was opened with everything up to `index` in it.
+    pub(crate) fn note_applied(&self, index: u64) {
+        self.applied.set(index);
+    }
+
     /// The first log index that apply has not reported.
     pub(crate) fn applied_next_index(&self) -> u64 {
         self.applied.next_index()

@@ -71,7 +71,10 @@ fn replay_begins_behind_the_durable_applied_id() {
     let survived = first.state.after_crash();
     drop(first.wal);
 
-    let mut second = start(&dir, survived);
+    let mut second = Member::start_unready(Arc::new(RealDisk::new()), dir.path(), survived);
+    second.handle.release_log(durable);
+    tokio_timeout(&second, second.handle.wait_ready()).unwrap();
+    eventually("release of what was durable at start", || second.wal.released() == Some(durable));
     let entries = second.state.volatile().entries;
     let replayed: Vec<LogId> = entries.into_iter().filter(|id| *id > durable).collect();
     assert_eq!(replayed.first().unwrap().index, durable.index + 1, "exactly what was not durable");
