@@ -8,7 +8,7 @@ use h2::{
     RecvStream, SendStream,
     client::{Builder, SendRequest},
 };
-use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version, request::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header, request::Parts};
 use percent_encoding::percent_decode;
 use prost::Message;
 use tokio::{net::TcpStream, sync::Mutex, time};
@@ -23,6 +23,9 @@ const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Bytes before each gRPC message: a compression flag and the length.
 const PREFIX_BYTES: usize = 5;
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// Why a call failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,8 +100,8 @@ impl Connection {
         *request.version_mut() = Version::HTTP_2;
         *request.uri_mut() = uri.build().expect("address and path were checked");
         let headers = request.headers_mut();
-        headers.insert("content-type", HeaderValue::from_static("application/grpc"));
-        headers.insert("te", HeaderValue::from_static("trailers"));
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
         request.into_parts().0
     }
 }
@@ -137,7 +140,7 @@ impl Sender {
         let (answer, mut upload) = self.start(head, false).await?;
         upload.send_data(framed, true)?;
         let (parts, mut body) = answer.await?.into_parts();
-        if parts.headers.contains_key("grpc-status") {
+        if parts.headers.contains_key(GRPC_STATUS) {
             check_status(&parts.headers)?;
         }
         let mut received = Bytes::new();
@@ -157,7 +160,7 @@ impl Sender {
         // Sent before the answer is awaited: a server may send its headers only with its first message.
         upload.send_data(first, false)?;
         let (parts, body) = answer.await?.into_parts();
-        if parts.headers.contains_key("grpc-status") {
+        if parts.headers.contains_key(GRPC_STATUS) {
             check_status(&parts.headers)?;
         }
         Ok(Duplex { upload, body, buffer: BytesMut::new() })
@@ -245,12 +248,12 @@ fn length_of(framed: &[u8]) -> Result<Option<usize>, CallError> {
 }
 
 fn check_status(headers: &HeaderMap) -> Result<(), CallError> {
-    let status = headers.get("grpc-status").ok_or(CallError::Protocol("answer without grpc-status"))?;
+    let status = headers.get(GRPC_STATUS).ok_or(CallError::Protocol("answer without grpc-status"))?;
     if status.as_bytes() == b"0" {
         return Ok(());
     }
     let code = status.to_str().ok().and_then(|text| text.parse().ok());
-    let message = headers.get("grpc-message").map_or(&b""[..], HeaderValue::as_bytes);
+    let message = headers.get(GRPC_MESSAGE).map_or(&b""[..], HeaderValue::as_bytes);
     Err(CallError::Status {
         code: code.ok_or(CallError::Protocol("grpc-status is not a number"))?,
         message: percent_decode(message).decode_utf8_lossy().into_owned(),

@@ -6,8 +6,8 @@ use bytes::{Bytes, BytesMut};
 use crate::cli::KeyArgs;
 
 /// Random bytes that values are cut from: far larger than what a store compresses at once, so that values that overlap
-/// do not look compressible.
-const VALUE_POOL_BYTES: usize = 8 << 20;
+/// do not look compressible; small enough to stay in the processor's cache.
+const VALUE_POOL_BYTES: usize = 1 << 20;
 
 /// The keys of a run.
 #[derive(Clone, Debug)]
