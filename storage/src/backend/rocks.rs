@@ -330,7 +330,8 @@ fn family_options(family: Family, options: &RocksOptions, cache: &Cache, floor: 
     let mut o = Options::default();
     // The write buffer manager decides over all families together; no family flushes alone before it.
     o.set_write_buffer_size(options.memtable_bytes());
-    o.set_max_write_buffer_number(4);
+    // One filling, one being flushed, one waiting: what a slow disk may add to the replay after a crash.
+    o.set_max_write_buffer_number(3);
     o.set_compression_type(DBCompressionType::Lz4);
     o.set_level_compaction_dynamic_level_bytes(true);
     o.set_target_file_size_base(64 << 20);
