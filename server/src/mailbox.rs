@@ -43,14 +43,6 @@ impl Waiter for ReplyTo {
     }
 }
 
-/// A net thread's watchers, as the thread's loop sees them.
-pub trait WatchTurn {
-    /// The next applied batch. Batches may be missing before it, which shows in their revisions.
-    fn handle_applied(&mut self, batch: Arc<AppliedBatch>);
-    /// Serves watchers: after applied batches, when the thread was woken, and from time to time.
-    fn turn(&mut self);
-}
-
 /// The inbox of one net thread. Apply (and raft, for batches that fail) push; the net thread drains.
 pub struct Mailbox {
     replies: SegQueue<BatchReplies>,

@@ -1,15 +1,19 @@
 //! Leases as clients ask for them. The table is replicated, their time is the lessor's.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use daymark_api::etcdserverpb as pb;
+use futures_util::{Stream, StreamExt};
+use prost::Message;
+use smallvec::smallvec;
 use tokio::time::Instant;
 
 use super::{Door, header};
 use crate::command::{Identity, Kind};
 use crate::error::Error;
 use crate::policy::lessor::Renewal;
-use crate::request::{Context, Reply};
+use crate::request::{Context, Reply, Sink};
 use crate::state::lease;
 
 /// How often a renewal of a lease that is over looks whether its end has been replicated.
@@ -49,6 +53,28 @@ impl Door {
         let ids = self.member().lessor.list()?;
         let leases = ids.into_iter().map(|id| pb::LeaseStatus { id }).collect();
         Ok(pb::LeaseLeasesResponse { header: header(self.keyspace().current_revision()), leases })
+    }
+
+    /// Serves a keep-alive stream: an answer for each request, in order. Ends well when the client has ended its half.
+    pub async fn lease_keep_alive(
+        &self,
+        context: Context,
+        requests: impl Stream<Item = Result<pb::LeaseKeepAliveRequest, Error>>,
+        sink: Sink,
+    ) {
+        let served = async {
+            self.check_context(&context)?;
+            let mut requests = pin!(requests);
+            while let Some(request) = requests.next().await {
+                let response = self.keep_alive(&context, request?).await?;
+                sink.push(smallvec![response.encode_to_vec().into()]);
+                // A client that does not read gets no more answers queued than the sink has room for.
+                sink.wait_for_credit().await;
+            }
+            Ok(())
+        };
+        let end = served.await;
+        sink.finish(end);
     }
 
     /// Renews a lease: one message of the keep-alive stream. A lease that is unknown or over is answered with TTL 0;

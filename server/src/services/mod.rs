@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use daymark_raft::Handle;
 use daymark_storage::mvcc::Keyspace;
+use futures_util::FutureExt;
 use prost::Message;
 use tokio::time::Instant;
 
@@ -35,8 +36,8 @@ use crate::mailbox::{CommandResult, Mailbox};
 use crate::policy::lessor::Lessor;
 use crate::request::{Context, Reply, Request};
 use crate::views::Views;
+use crate::watch::WatchTurn;
 
-pub use crate::mailbox::WatchTurn;
 use batcher::Batcher;
 
 /// What clients are told this server is; etcd's version whose behaviour it has.
@@ -138,7 +139,12 @@ impl Door {
         };
         let mail = async {
             loop {
-                self.mailbox.wait().await;
+                if self.mailbox.wait().now_or_never().is_some() {
+                    // Woken again since the last round: other tasks have their share first.
+                    tokio::task::yield_now().await;
+                } else {
+                    self.mailbox.wait().await;
+                }
                 self.handle_mail();
             }
         };
@@ -178,11 +184,6 @@ impl Door {
             return Err(Error::NoLeader);
         }
         Ok(())
-    }
-
-    /// Whether this member knows a leader.
-    pub fn has_leader(&self) -> bool {
-        self.member.raft.read_barrier_now().is_some() || self.member.raft.status().leader.is_some()
     }
 
     /// A whole response header.
