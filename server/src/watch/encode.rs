@@ -208,7 +208,8 @@ impl Headers {
 
     /// What comes before the events of responses at `revision`.
     pub fn prefixes(&self, revision: i64) -> Prefixes {
-        let mut header = BytesMut::new();
+        // Three numbers of up to 11 bytes, the revision, and what frames them.
+        let mut header = BytesMut::with_capacity(48);
         encode_key(field::HEADER, WireType::LengthDelimited, &mut header);
         self.at(revision).encode_length_delimited(&mut header).expect("the buffer grows");
         Prefixes { header: header.freeze(), by_id: Default::default() }
