@@ -7,10 +7,12 @@ pub mod command;
 pub mod config;
 pub mod error;
 pub mod limits;
+pub mod logging;
 pub mod mailbox;
 pub mod metrics;
 pub mod query;
 pub mod request;
+pub mod rpc;
 pub mod views;
 
 pub mod apply;
@@ -22,3 +24,10 @@ pub mod watch;
 
 pub mod net;
 pub mod server;
+
+/// The etcd release whose API is served.
+pub const ETCD_VERSION: &str = "3.7.1";
+/// What clusters of that release agree on.
+pub const CLUSTER_VERSION: &str = "3.7.0";
+/// Daymark's own version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

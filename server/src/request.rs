@@ -12,6 +12,7 @@ use std::task::{Poll, Waker};
 
 use bytes::Bytes;
 use daymark_api::etcdserverpb as pb;
+use futures_util::stream::LocalBoxStream;
 use smallvec::SmallVec;
 
 use crate::error::Error;
@@ -64,6 +65,10 @@ pub enum Reply {
     Status(pb::StatusResponse),
     Defragment(pb::DefragmentResponse),
 }
+
+/// What comes in on a streaming call, message by message; `None` when the caller has ended its half. An error means that
+/// the message could not be decoded or that the caller has gone, and is the last item.
+pub type RequestStream<T> = LocalBoxStream<'static, Result<T, Error>>;
 
 /// One encoded message in parts, so that parts can be shared between streams (an event is encoded once for all of its
 /// watchers). Concatenated they are the protobuf bytes; the transport adds its own framing.

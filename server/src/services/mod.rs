@@ -12,6 +12,7 @@ pub mod health;
 pub mod kv;
 pub mod lease;
 pub mod maintenance;
+pub mod watch;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
