@@ -40,11 +40,6 @@ use crate::watch::WatchTurn;
 
 use batcher::Batcher;
 
-/// What clients are told this server is; etcd's version whose behaviour it has.
-pub const VERSION: &str = "3.7.1";
-/// The storage version that goes with it.
-pub const STORAGE_VERSION: &str = "3.7.0";
-
 /// Values of the configuration that services look at.
 #[derive(Clone, Debug)]
 pub struct Settings {
