@@ -62,7 +62,8 @@ mod tests {
 
     #[test]
     fn an_unknown_variable_is_a_warning_and_tolerated_ones_are_not() {
-        let (_, warnings) = merged(&[], &[("ETCD_NONSENSE", "1"), ("ETCD_VERSION", "3"), ("ETCD_NAME", "")]).expect("ok");
+        let (_, warnings) =
+            merged(&[], &[("ETCD_NONSENSE", "1"), ("ETCD_VERSION", "3"), ("ETCD_NAME", "")]).expect("ok");
         assert_eq!(warnings, ["unrecognized environment variable ETCD_NONSENSE"]);
     }
 
