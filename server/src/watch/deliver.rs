@@ -15,6 +15,7 @@ impl Engine {
         for events in batch.events.chunk_by(|one, next| one.kv.mod_revision == next.kv.mod_revision) {
             let revision = events[0].kv.mod_revision;
             debug_assert!((batch.first_revision..=batch.last_revision).contains(&revision));
+            // Read from history already. Its watchers would leave it out, but that is known before matching.
             if revision <= self.cursor {
                 continue;
             }

@@ -473,6 +473,22 @@ fn compaction_during_a_scan_cancels_what_needs_the_lost_history() {
 }
 
 #[test]
+fn compaction_cancels_a_queued_watcher_even_if_memory_still_holds_its_events() {
+    let mut world = World::new();
+    let (early, late) = (world.open(), world.open());
+    early.create(on_key("a"));
+    for value in ["1", "2", "3"] {
+        world.put("a", value);
+    }
+    world.settle();
+    late.create(from(2, on_key("a")));
+    late.create(from(4, on_key("a")));
+    world.compact(4);
+    world.settle();
+    reads(&late, &["created 0 @4", "created 1 @4", "compacted 0 @0: 4", "events 1 @4: a=3 #4"]);
+}
+
+#[test]
 fn compaction_under_a_stream_without_credit_cancels_when_it_reads_again() {
     let mut world = World::new();
     let client = world.open_with(1);
