@@ -1,4 +1,6 @@
-//! The one test binary of the crate.
+//! The tests of this crate, in one binary.
 
 mod backend;
+mod disk;
 mod mvcc;
+mod wal;

@@ -330,7 +330,8 @@ fn family_options(family: Family, options: &RocksOptions, cache: &Cache, floor: 
     let mut o = Options::default();
     // The write buffer manager decides over all families together; no family flushes alone before it.
     o.set_write_buffer_size(options.memtable_bytes());
-    o.set_max_write_buffer_number(4);
+    // One filling, one being flushed, one waiting: what a slow disk may add to the replay after a crash.
+    o.set_max_write_buffer_number(3);
     o.set_compression_type(DBCompressionType::Lz4);
     o.set_level_compaction_dynamic_level_bytes(true);
     o.set_target_file_size_base(64 << 20);
@@ -363,8 +364,9 @@ fn family_options(family: Family, options: &RocksOptions, cache: &Cache, floor: 
                 },
             );
         }
-        // Written in key order, so files do not overlap and are moved down without being read.
-        Family::Log => table.set_block_size(32 << 10),
+        // Written in key order, so files do not overlap and are moved down without being read. History reads them in
+        // order, but a read at an old revision takes single records out of them.
+        Family::Log => table.set_block_size(8 << 10),
         Family::Fwd => {
             table.set_bloom_filter(10.0, false);
             table.set_block_size(16 << 10);
@@ -386,11 +388,11 @@ fn family_options(family: Family, options: &RocksOptions, cache: &Cache, floor: 
 fn explain(dir: &Path, error: rocksdb::Error) -> StorageError {
     let message = error.to_string();
     match error.kind() {
-        ErrorKind::Corruption => StorageError::Corrupt {
-            path: dir.into(),
-            offset: 0,
-            what: format!("{message}; restore the member from its peers or a snapshot"),
-        },
+        ErrorKind::Corruption => {
+            let (path, offset) = place_of_damage(&message).unwrap_or((dir.into(), 0));
+            let what = format!("{message}; restore the member from its peers or a snapshot");
+            StorageError::Corrupt { path, offset, what }
+        }
         ErrorKind::IOError if message.contains("No space left") => StorageError::Full { path: dir.into() },
         ErrorKind::IOError if message.contains("lock") && message.contains("LOCK") => {
             StorageError::InUse { path: dir.into() }
@@ -399,9 +401,26 @@ fn explain(dir: &Path, error: rocksdb::Error) -> StorageError {
     }
 }
 
+/// File and offset out of a message such as "block checksum mismatch: stored = 1, computed = 2, type = 4 in
+/// /data/000123.sst offset 4096 size 8192".
+fn place_of_damage(message: &str) -> Option<(PathBuf, u64)> {
+    let (before, after) = message.rsplit_once(" offset ")?;
+    let (_, file) = before.rsplit_once(" in ")?;
+    let offset = after.split(|c: char| !c.is_ascii_digit()).next()?;
+    Some((file.into(), offset.parse().ok()?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn damage_is_located() {
+        let message =
+            "Corruption: block checksum mismatch: stored = 1, type = 4 in /data dir/01.sst offset 4096 size 9";
+        assert_eq!(place_of_damage(message), Some(("/data dir/01.sst".into(), 4096)));
+        assert_eq!(place_of_damage("Corruption: bad magic number"), None);
+    }
 
     #[test]
     fn last_below_borrows() {

@@ -1,8 +1,8 @@
 //! The keyspace that clients see: keys, values and their history, at revisions. Knows nothing of raft, of leases'
 //! time, of watchers or of the wire.
 //!
-//! Reading order: [`revision`], [`event`], [`range`], [`layout`] (the bytes), [`rewind`] and [`read`] (the way back to a
-//! revision), [`write`] with [`cache`], [`history`], [`compaction`].
+//! Reading order: `revision`, `event`, `range`, `layout` (the bytes), `rewind` and `read` (the way back to a revision),
+//! `write` with `cache`, `history`, `compaction`.
 
 pub mod event;
 pub mod layout;

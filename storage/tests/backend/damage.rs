@@ -63,7 +63,7 @@ fn a_flipped_byte_in_a_table_is_an_error_and_not_fewer_keys() {
     let dir = filled();
     let whole = read_all(dir.path()).unwrap();
     assert_eq!((whole.0.len() as u32, whole.1 as u32, whole.2 as u32), (KEYS, KEYS, KEYS + KEYS / 2));
-    let mut found = 0;
+    let (mut found, mut located) = (0, 0);
     let tables = files(dir.path(), "sst");
     assert!(tables.len() > 4);
     for table in &tables {
@@ -76,13 +76,17 @@ fn a_flipped_byte_in_a_table_is_an_error_and_not_fewer_keys() {
             // Some bytes say nothing about keys (a name, a statistic): then all must be there.
             match read_all(dir.path()) {
                 Ok(read) => assert!(read == whole, "byte {place} of {} hides keys", table.display()),
-                Err(ReadError::Storage(StorageError::Corrupt { .. })) => found += 1,
+                Err(ReadError::Storage(StorageError::Corrupt { path, offset, .. })) => {
+                    found += 1;
+                    located += usize::from(path == *table && offset <= place as u64);
+                }
                 Err(error) => panic!("byte {place} of {}: {error}", table.display()),
             }
         }
         fs::write(table, &bytes).unwrap();
     }
     assert!(found >= tables.len() * 4, "only {found} of {} noticed", tables.len() * 8);
+    assert!(located * 2 > found, "{located} of {found} name file and offset");
     assert!(read_all(dir.path()).unwrap() == whole);
 }
 

@@ -2,7 +2,10 @@
 
 mod concurrency;
 mod generated;
+#[cfg(feature = "rocksdb")]
+mod killed;
 mod model;
 mod rules;
+mod scripts;
 #[cfg(feature = "rocksdb")]
 mod space;
