@@ -140,8 +140,13 @@ impl Run {
         let events = batch.events.clone();
         match self.rng.random_range(0..10) {
             0..2 => self.held = Some(batch),
-            // As apply does that saw nobody who wants events when it began the batch.
-            2 => self.world.mailbox.wake(),
+            // As apply does that saw nobody who wants events when it began the batch: it says so, or does not.
+            2 => {
+                if self.world.mailbox.leave_out(batch.last_revision) {
+                    self.world.mailbox.wake();
+                }
+            }
+            3 => self.world.mailbox.wake(),
             _ => _ = self.world.announce(batch),
         }
         let mut state = self.state();
@@ -282,7 +287,7 @@ impl Run {
     fn finish(&mut self) {
         self.announce_held();
         for _ in 0..10_000 {
-            self.world.settle();
+            self.world.settle_and_tick();
             let mut read = 0;
             for stream in 0..self.streams.len() {
                 while let Some(response) = self.streams[stream].client.next() {
