@@ -3,23 +3,23 @@
 //! Reading order: [`request`] (the boundary to transports), [`services`] (the front door), [`command`] (what is
 //! replicated), [`apply`] and [`state`] (what it does), [`views`] and [`mailbox`] (how the result gets back), [`watch`].
 
+pub mod command;
 pub mod config;
-pub mod limits;
 pub mod error;
+pub mod limits;
 pub mod logging;
-pub mod rpc;
+pub mod mailbox;
 pub mod metrics;
 pub mod request;
-pub mod command;
+pub mod rpc;
 pub mod views;
-pub mod mailbox;
 
 pub mod apply;
 pub mod state;
 
+pub mod policy;
 pub mod services;
 pub mod watch;
-pub mod policy;
 
 pub mod net;
 pub mod server;
