@@ -10,6 +10,7 @@ pub mod limits;
 pub mod logging;
 pub mod mailbox;
 pub mod metrics;
+pub mod query;
 pub mod request;
 pub mod rpc;
 pub mod views;

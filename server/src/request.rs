@@ -5,9 +5,10 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::task::Waker;
+use std::task::{Poll, Waker};
 
 use bytes::Bytes;
 use daymark_api::etcdserverpb as pb;
@@ -170,6 +171,20 @@ impl Sink {
     /// Sets what is called when credit returns after it was 0, and when the transport goes.
     pub fn on_credit(&self, call: Rc<dyn Fn()>) {
         self.shared.borrow_mut().on_credit = Some(call);
+    }
+
+    /// Waits until something may be pushed, or nothing will ever be sent any more. For streams with one producer, which
+    /// then sets no call-back of its own.
+    pub async fn wait_for_credit(&self) {
+        poll_fn(|context| {
+            if self.is_closed() || self.credit() > 0 {
+                return Poll::Ready(());
+            }
+            let waker = context.waker().clone();
+            self.on_credit(Rc::new(move || waker.wake_by_ref()));
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Transport side: the next message, the end, or nothing yet.
