@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 
 use daymark_tests::{
     etcd,
-    process::{Program, Server},
+    process::{Dialect, Program, Server},
     seed, setting,
     wire::runtime,
 };
 use differential::{
     generate::{Request, generate},
-    side::Side,
+    refusals,
+    side::{self, Side},
 };
 
 /// Tries to make a failing sequence smaller.
@@ -111,4 +112,28 @@ fn shrink(oracle: &Program, ours: &Program, mut requests: Vec<Request>) -> Vec<R
     requests
 }
 
-use differential::side;
+#[test]
+fn what_is_wrong_is_refused_with_the_documented_code_and_text() {
+    let ours = Program::daymark();
+    if let Some(oracle) = etcd::oracle_or_skip("what_is_wrong_is_refused (the table against etcd)") {
+        let theirs = Server::start(&oracle, &[]);
+        let failures = runtime().block_on(refusals::failures(&theirs.endpoint(), true));
+        assert!(failures.is_empty(), "the table itself is wrong, etcd says:\n{}", failures.join("\n"));
+    }
+    let is_oracle = ours.dialect == Dialect::Etcd;
+    let server = Server::start(&ours, &[]);
+    let failures = runtime().block_on(refusals::failures(&server.endpoint(), is_oracle));
+    assert!(failures.is_empty(), "{} refusals are wrong:\n{}", failures.len(), failures.join("\n"));
+    assert!(server.is_healthy(), "the server goes on");
+}
+
+#[test]
+fn refused_watchers_are_told_on_their_stream() {
+    let Some(oracle) = etcd::oracle_or_skip("refused_watchers_are_told_on_their_stream") else { return };
+    let theirs = Server::start(&oracle, &[]);
+    let ours = Server::start(&Program::daymark(), &[]);
+    let expected = runtime().block_on(refusals::watch_refusals(&theirs.endpoint()));
+    let told = runtime().block_on(refusals::watch_refusals(&ours.endpoint()));
+    assert!(expected.len() > 12, "the script says something: {expected:#?}");
+    assert_eq!(told, expected);
+}

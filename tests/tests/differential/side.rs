@@ -171,6 +171,13 @@ impl Side {
         String::new()
     }
 
+    /// Everything that the watchers were told, once the server has been silent for a while.
+    pub async fn told(&self) -> Vec<String> {
+        sleep(QUIET * 2).await;
+        let watched = self.watched.lock().expect("no panic while held");
+        watched.by_id.iter().flat_map(|(id, log)| log.iter().map(move |line| format!("{id}: {line}"))).collect()
+    }
+
     async fn say(&self, request: RequestUnion) {
         // A closed queue means an ended stream, which settled() reports.
         let _ = self.watch.send(WatchRequest { request_union: Some(request) }).await;
