@@ -104,8 +104,19 @@ impl Server {
         Self::start_with(program, home(), data_dir.into(), extra)
     }
 
+    /// A member on this data directory that does not run yet.
+    pub fn prepare(program: &Program, data_dir: &Path, extra: &[&str]) -> Self {
+        Self::new(program, home(), data_dir.into(), extra)
+    }
+
     fn start_with(program: &Program, home: TempDir, data_dir: PathBuf, extra: &[&str]) -> Self {
-        let mut server = Self {
+        let mut server = Self::new(program, home, data_dir, extra);
+        server.restart();
+        server
+    }
+
+    fn new(program: &Program, home: TempDir, data_dir: PathBuf, extra: &[&str]) -> Self {
+        Self {
             program: program.clone(),
             extra: extra.iter().map(ToString::to_string).collect(),
             client_port: ports::free(),
@@ -113,9 +124,7 @@ impl Server {
             data_dir,
             child: None,
             home: Some(home),
-        };
-        server.restart();
-        server
+        }
     }
 
     /// Starts the process again, which must not be running; returns how long it took until it was healthy.
