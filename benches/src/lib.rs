@@ -1,1 +1,18 @@
-//! benches
+//! The load harness behind `daymark bench`. It drives Daymark or etcd over gRPC and reports what clients saw and what it
+//! cost the server. It shares its processors with the server it measures, so its request path is kept lean and its own
+//! cost is always part of the report.
+
+pub mod cli;
+mod driver;
+mod h2_client;
+mod histogram;
+mod pacing;
+mod proc;
+mod progress;
+mod put;
+mod range;
+mod report;
+mod target;
+mod watch;
+mod watchers;
+mod workload;

@@ -121,9 +121,13 @@ impl Kv {
         retry::once(&self.pool, client(self.pool.next()).txn(request)).await
     }
 
-    /// Gives up the history before `revision`. With `physical` the answer waits until its space is free.
+    /// Gives up the history before `revision`. With `physical` the answer waits until its space is free, which may take
+    /// long and is not bounded by the request timeout.
     pub async fn compact(&self, revision: i64, physical: bool) -> Result<CompactionResponse> {
         let request = self.pool.request(CompactionRequest { revision, physical });
+        if physical {
+            return Ok(client(self.pool.next()).compact(request).await?.into_inner());
+        }
         retry::once(&self.pool, client(self.pool.next()).compact(request)).await
     }
 }

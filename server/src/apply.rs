@@ -1,1 +1,312 @@
-//! Placeholder.
+//! Apply: committed entries -> state -> one write batch -> views, applied batches, replies. Fills raft's trait; never
+//! proposes, waits for nobody and reads no clock.
+//!
+//! ```text
+//!  raft --submit--> queue --> thread "apply": State::apply for each command
+//!                                             commit   one backend write, applied id included
+//!                                             publish  visible, then watched, then answered
+//!                                             one wake for each net thread that got something
+//! ```
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle, Thread};
+
+use bytes::Bytes;
+use crossbeam_queue::SegQueue;
+use daymark_raft::{Applied, AppliedProgress, Apply, Committed, EntryBody, Waiter};
+use daymark_storage::mvcc::{Event, Writer};
+use daymark_storage::{LogId, Result, StorageError};
+
+use crate::command;
+use crate::error::Error;
+use crate::limits;
+use crate::mailbox::{BatchReplies, Mailbox, ReplyTo};
+use crate::state::State;
+use crate::state::lease::LeaseChange;
+use crate::views::Views;
+use crate::watch::ring::AppliedBatch;
+
+/// The work of the thread "apply", without the thread: a simulator calls [`Applier::step`] itself.
+///
+/// Invariants: what is published is committed; what is answered or shown to watchers is published; entries are
+/// applied in log order, each once.
+pub struct Applier {
+    // Fixed.
+    views: Arc<Views>,
+    progress: AppliedProgress,
+    // Owned.
+    writer: Writer,
+    state: State,
+    /// Last entry in the write batch or before it.
+    last: Option<LogId>,
+    // The write batch in progress.
+    is_dirty: bool,
+    bytes: u64,
+    base_revision: i64,
+    replies: Vec<(Box<ReplyTo>, BatchReplies)>,
+    /// By number of the net thread: whether it has to be woken.
+    wakes: Vec<bool>,
+}
+
+impl Applier {
+    /// Takes over the write side of the keyspace and publishes what it holds.
+    pub fn open(writer: Writer, views: Arc<Views>, progress: AppliedProgress) -> Result<Self> {
+        let state = State::open(writer.keyspace())?;
+        views.alarms.store(state.alarms().list());
+        views.members.store(state.members().list());
+        for fact in state.leases().iter() {
+            views.leases.push(LeaseChange::Granted(fact));
+        }
+        let last = writer.keyspace().applied();
+        if let Some(last) = last {
+            views.set_applied(last);
+            progress.set(last.index);
+        }
+        let (base_revision, wakes) = (writer.latest_revision(), vec![false; views.mailboxes.len()]);
+        Ok(Self {
+            views,
+            progress,
+            writer,
+            state,
+            last,
+            is_dirty: false,
+            bytes: 0,
+            base_revision,
+            replies: Vec::new(),
+            wakes,
+        })
+    }
+
+    /// What the state holds in order, for raft: a fresh start finds only what is durable.
+    pub fn applied(&self) -> Applied {
+        Applied { id: self.last, membership: self.state.members().membership() }
+    }
+
+    /// Applies `entries` in as few write batches as their size allows. An error stops the member: nothing of the write
+    /// batch in progress is answered or shown.
+    pub fn step(&mut self, entries: impl IntoIterator<Item = Committed>) -> Result<()> {
+        for entry in entries {
+            self.apply_entry(entry)?;
+            if self.writer.batch_bytes() >= limits::WRITE_BATCH_BYTES_MAX {
+                self.finish()?;
+            }
+        }
+        self.finish()
+    }
+
+    fn apply_entry(&mut self, entry: Committed) -> Result<()> {
+        if self.last.is_some_and(|last| entry.id.index <= last.index) {
+            // A replay that reaches back before the applied id does nothing twice.
+            return Ok(());
+        }
+        if !self.is_dirty {
+            self.begin();
+        }
+        match entry.body {
+            EntryBody::Blank => {}
+            EntryBody::Membership(bytes) => self.state.set_membership(&mut self.writer, bytes)?,
+            EntryBody::Commands { bytes, waiter } => self.apply_commands(entry.id, bytes, waiter)?,
+        }
+        self.last = Some(entry.id);
+        Ok(())
+    }
+
+    fn apply_commands(&mut self, id: LogId, bytes: Bytes, waiter: Option<Box<dyn Waiter>>) -> Result<()> {
+        self.bytes += bytes.len() as u64;
+        let mut results = Vec::new();
+        for command in command::commands(bytes) {
+            let broken = |error: Error| StorageError::Invariant { what: format!("entry {id}: {error}") };
+            let (identity, command) = command.map_err(broken)?;
+            let result = self.state.apply(&mut self.writer, identity.as_ref(), command)?;
+            if waiter.is_some() {
+                results.push(result);
+            }
+        }
+        let Some(waiter) = waiter else { return Ok(()) };
+        match waiter.into_any().downcast::<ReplyTo>() {
+            Ok(to) => {
+                let batch = to.batch;
+                self.replies.push((to, BatchReplies { batch, results: Ok(results) }));
+                Ok(())
+            }
+            Err(_) => Err(StorageError::Invariant { what: format!("entry {id} has a waiter that is not ours") }),
+        }
+    }
+
+    /// Commits, publishes, shows, answers, wakes: in this order.
+    fn finish(&mut self) -> Result<()> {
+        let (true, Some(last)) = (self.is_dirty, self.last) else { return Ok(()) };
+        self.writer.commit(last)?;
+        self.writer.publish();
+        let effects = self.state.take_effects();
+        if let Some(alarms) = effects.alarms {
+            self.views.alarms.store(alarms);
+        }
+        if let Some(members) = effects.members {
+            self.views.members.store(members);
+        }
+        for change in effects.leases {
+            self.views.leases.push(change);
+        }
+        self.views.add_applied_bytes(self.bytes);
+        self.views.set_applied(last);
+        self.progress.set(last.index);
+        self.show(effects.events);
+        self.answer();
+        self.is_dirty = false;
+        Ok(())
+    }
+
+    /// Begins the next write batch. Events are gathered only if somebody watches: who begins to watch meanwhile finds
+    /// them in history.
+    fn begin(&mut self) {
+        self.is_dirty = true;
+        self.bytes = 0;
+        self.base_revision = self.writer.latest_revision();
+        self.state.want_events(self.views.mailboxes.iter().any(|mailbox| mailbox.wants_events()));
+    }
+
+    fn show(&mut self, events: Vec<Event>) {
+        let last_revision = self.writer.latest_revision();
+        let batch = (!events.is_empty()).then(|| {
+            let bytes = events.iter().map(|event| event.byte_len() + size_of::<Event>()).sum();
+            Arc::new(AppliedBatch { first_revision: self.base_revision + 1, last_revision, events, bytes })
+        });
+        let changed = last_revision > self.base_revision;
+        for (mailbox, wake) in self.views.mailboxes.iter().zip(&mut self.wakes) {
+            *wake = mailbox.wants_applied();
+            *wake |= match &batch {
+                Some(batch) => mailbox.push_applied(batch),
+                // Somebody has begun to watch since the batch began.
+                None => changed && mailbox.wants_events(),
+            };
+        }
+    }
+
+    fn answer(&mut self) {
+        for (to, replies) in self.replies.drain(..) {
+            to.mailbox.push_replies(replies);
+            match self.views.mailboxes.iter().position(|mailbox| Arc::ptr_eq(mailbox, &to.mailbox)) {
+                Some(thread) => self.wakes[thread] = true,
+                None => to.mailbox.wake(),
+            }
+        }
+        let woken = self.views.mailboxes.iter().zip(&self.wakes).filter(|(_, wake)| **wake);
+        woken.for_each(|(mailbox, _): (&Arc<Mailbox>, _)| mailbox.wake());
+    }
+}
+
+/// Entries on their way to the thread "apply". Bounded by admission and by raft, which pauses a replay.
+struct Queue {
+    chunks: SegQueue<Vec<Committed>>,
+    /// No more will come.
+    closed: AtomicBool,
+    /// Apply has stopped with an error.
+    failed: AtomicBool,
+    /// The thread is about to sleep, or sleeps.
+    asleep: AtomicBool,
+}
+
+/// Raft's end of the queue.
+pub struct ApplyQueue {
+    queue: Arc<Queue>,
+    thread: Thread,
+    applied: Applied,
+}
+
+impl Apply for ApplyQueue {
+    fn applied(&mut self) -> Result<Applied> {
+        Ok(self.applied.clone())
+    }
+
+    fn submit(&mut self, entries: Vec<Committed>) -> Result<()> {
+        if self.queue.failed.load(Ordering::Acquire) {
+            return Err(StorageError::Stopped);
+        }
+        self.queue.chunks.push(entries);
+        self.wake();
+        Ok(())
+    }
+}
+
+impl ApplyQueue {
+    fn wake(&self) {
+        // Pairs with `Queue::wait`: either the thread sees the chunk, or this sees that it sleeps.
+        if self.queue.asleep.swap(false, Ordering::SeqCst) {
+            self.thread.unpark();
+        }
+    }
+}
+
+impl Drop for ApplyQueue {
+    fn drop(&mut self) {
+        self.queue.closed.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+}
+
+impl Queue {
+    /// Waits until there is something to take; false once nothing will come any more.
+    fn wait(&self) -> bool {
+        loop {
+            if !self.chunks.is_empty() {
+                return true;
+            }
+            let closed = self.closed.load(Ordering::SeqCst);
+            self.asleep.store(true, Ordering::SeqCst);
+            if self.chunks.is_empty() {
+                if closed {
+                    return false;
+                }
+                if !self.closed.load(Ordering::SeqCst) {
+                    thread::park();
+                }
+            }
+            self.asleep.store(false, Ordering::SeqCst);
+        }
+    }
+
+    /// What is there now; what comes meanwhile belongs to the next write batch, so that nobody waits for it.
+    fn take(&self) -> impl Iterator<Item = Committed> + '_ {
+        (0..self.chunks.len()).map_while(|_| self.chunks.pop()).flatten()
+    }
+}
+
+/// Starts the thread "apply". It ends when raft drops the queue and everything in it is applied, or with an error,
+/// which is given to `on_fatal`.
+pub fn start(
+    mut applier: Applier,
+    on_fatal: Box<dyn FnOnce(String) + Send>,
+) -> std::io::Result<(ApplyQueue, JoinHandle<()>)> {
+    let queue = Arc::new(Queue {
+        chunks: SegQueue::new(),
+        closed: AtomicBool::new(false),
+        failed: AtomicBool::new(false),
+        asleep: AtomicBool::new(false),
+    });
+    let (applied, ours) = (applier.applied(), queue.clone());
+    let join = thread::Builder::new().name("apply".into()).spawn(move || {
+        let worked = catch_unwind(AssertUnwindSafe(|| {
+            while ours.wait() {
+                applier.step(ours.take())?;
+            }
+            Ok::<_, StorageError>(())
+        }));
+        let facts = match worked {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(panic) => format!("apply panicked: {}", panic_text(&*panic)),
+        };
+        ours.failed.store(true, Ordering::Release);
+        on_fatal(facts);
+    })?;
+    let thread = join.thread().clone();
+    Ok((ApplyQueue { queue, thread, applied }, join))
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}

@@ -57,6 +57,7 @@ pub struct MemberAttributes {
 
 /// One command, decoded.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // Decoded, applied and dropped one at a time.
 pub enum Command {
     Put(pb::PutRequest),
     DeleteRange(pb::DeleteRangeRequest),
@@ -97,21 +98,47 @@ pub fn append(batch: &mut BytesMut, kind: Kind, identity: Option<&Identity>, mes
     message.encode_raw(batch);
 }
 
-/// Decodes a batch, command by command, without copying keys and values. An undecodable one is a broken invariant: it
-/// was encoded by a member of this cluster.
-pub fn decode(mut batch: Bytes) -> Result<Vec<(Option<Identity>, Command)>, Error> {
-    let mut commands = Vec::new();
-    if batch.is_empty() {
-        return Ok(commands);
+/// The commands of a batch, decoded one by one without copying keys and values. An undecodable one is a broken
+/// invariant: it was encoded by a member of this cluster. Ends after the first error.
+pub struct Commands {
+    rest: Bytes,
+    failed: Option<Error>,
+}
+
+/// Begins to decode a batch.
+pub fn commands(mut batch: Bytes) -> Commands {
+    let mut failed = None;
+    if batch.has_remaining() {
+        let format = batch.get_u8();
+        if format != FORMAT {
+            failed = Some(broken(format!("command batch has format {format}, this version reads {FORMAT}")));
+        }
     }
-    let format = batch.get_u8();
-    if format != FORMAT {
-        return Err(broken(format!("command batch has format {format}, this version reads {FORMAT}")));
+    Commands { rest: batch, failed }
+}
+
+impl Iterator for Commands {
+    type Item = Result<(Option<Identity>, Command), Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(error) = self.failed.take() {
+            self.rest = Bytes::new();
+            return Some(Err(error));
+        }
+        if self.rest.is_empty() {
+            return None;
+        }
+        let command = decode_one(&mut self.rest);
+        if command.is_err() {
+            self.rest = Bytes::new();
+        }
+        Some(command)
     }
-    while batch.has_remaining() {
-        commands.push(decode_one(&mut batch)?);
-    }
-    Ok(commands)
+}
+
+/// Decodes a whole batch.
+pub fn decode(batch: Bytes) -> Result<Vec<(Option<Identity>, Command)>, Error> {
+    commands(batch).collect()
 }
 
 fn decode_one(batch: &mut Bytes) -> Result<(Option<Identity>, Command), Error> {
@@ -160,4 +187,50 @@ fn take(batch: &mut Bytes) -> Result<Bytes, Error> {
 
 fn broken(what: String) -> Error {
     Error::Internal(what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(value: &'static [u8]) -> pb::PutRequest {
+        pb::PutRequest { key: Bytes::from_static(b"k"), value: Bytes::from_static(value), ..Default::default() }
+    }
+
+    #[test]
+    fn the_bytes_of_a_batch_are_frozen() {
+        let mut batch = BytesMut::new();
+        append(&mut batch, Kind::Put, None, &put(b"v"));
+        let identity = Identity { user: Bytes::from_static(b"eve"), auth_revision: 300 };
+        append(&mut batch, Kind::LeaseRevoke, Some(&identity), &pb::LeaseRevokeRequest { id: 5 });
+        let put = [1, 0, 6, 0x0a, 1, b'k', 0x12, 1, b'v'];
+        let revoke = [6, 1, 3, b'e', b'v', b'e', 0xac, 2, 2, 8, 5];
+        assert_eq!(batch[..], [&[1][..], &put, &revoke].concat());
+        let commands = decode(batch.freeze()).expect("decodes");
+        assert!(matches!(&commands[0], (None, Command::Put(put)) if put.value == "v"));
+        assert!(
+            matches!(&commands[1], (Some(who), Command::LeaseRevoke(revoke)) if *who == identity && revoke.id == 5)
+        );
+    }
+
+    #[test]
+    fn every_cut_is_an_error_or_a_prefix_of_the_commands() {
+        let mut batch = BytesMut::new();
+        append(&mut batch, Kind::Put, None, &put(b"one"));
+        let first = batch.len();
+        append(&mut batch, Kind::Put, None, &put(b"two"));
+        let batch = batch.freeze();
+        for length in 0..batch.len() {
+            let decoded = decode(batch.slice(..length));
+            let whole = match length {
+                0 | 1 => Some(0),
+                _ if length == first => Some(1),
+                _ => None,
+            };
+            assert_eq!(decoded.ok().map(|commands| commands.len()), whole, "cut to {length} bytes");
+        }
+        let mut unknown = batch.to_vec();
+        unknown[1] = 200;
+        assert!(decode(unknown.into()).is_err());
+    }
 }

@@ -1,7 +1,9 @@
 //! Every way in which a request fails, with etcd's gRPC code and exact text. The only such table: clients recognise an
 //! error by its text, so a wrong letter here makes it unknown to them.
 
+use daymark_raft::ProposeError;
 use daymark_storage::StorageError;
+use daymark_storage::mvcc::ReadError;
 
 /// gRPC status codes, by their numbers on the wire.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, Hash)]
@@ -112,6 +114,28 @@ fn unknown_method(path: &str) -> String {
 impl From<StorageError> for Error {
     fn from(error: StorageError) -> Self {
         Self::Internal(error.to_string())
+    }
+}
+
+impl From<ReadError> for Error {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Compacted => Self::Compacted,
+            ReadError::Future => Self::FutureRevision,
+            ReadError::Storage(error) => error.into(),
+        }
+    }
+}
+
+impl From<ProposeError> for Error {
+    fn from(error: ProposeError) -> Self {
+        match error {
+            ProposeError::NoLeader => Self::NoLeader,
+            ProposeError::LeaderChanged => Self::LeaderChanged,
+            ProposeError::TimedOut => Self::TimedOut,
+            ProposeError::TooManyRequests => Self::TooManyRequests,
+            ProposeError::Stopped => Self::Stopped,
+        }
     }
 }
 

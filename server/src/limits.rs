@@ -1,1 +1,156 @@
-//! Placeholder.
+//! Every bound on queues, caches, buffers, streams and connections, and the split of the one memory budget. Only
+//! numbers: who owns a queue enforces its bound.
+
+use std::time::Duration;
+
+// Requests.
+
+/// What a message may be larger than the request in it, as in etcd.
+pub const MESSAGE_OVERHEAD_BYTES: usize = 512 * 1024;
+/// Largest response that protobuf's receivers accept: 2^31 - 1.
+pub const RESPONSE_BYTES_MAX: usize = i32::MAX as usize;
+/// Size limit of the data if none is given.
+pub const QUOTA_BYTES: u64 = 2 << 30;
+
+// Connections.
+
+/// Net threads of one member.
+pub const NET_THREADS_MAX: usize = 64;
+/// Connections of one member; one more is closed at once. Also bounded by the limit of open files.
+pub const CONNECTIONS_MAX: usize = 16_384;
+/// Streams of one connection, whatever `--max-concurrent-streams` says.
+pub const STREAMS_PER_CONNECTION_MAX: u32 = 131_072;
+/// HTTP/2 flow control: what one stream may send before it is read. Above it a large request needs a round trip.
+pub const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+/// What all streams of a connection may send before it is read.
+pub const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+/// Headers of one request, decompressed.
+pub const HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;
+/// Bytes on their way into one socket, gathered before a write.
+pub const WRITE_BUFFER_BYTES: usize = 64 * 1024;
+/// How long a new connection may take to say which protocol it speaks.
+pub const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the headers of an HTTP/1 request may take.
+pub const HTTP1_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Head of one HTTP/1 request.
+pub const HTTP1_HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Connections that a net thread has been given and has not taken yet.
+pub const ACCEPTED_QUEUE_MAX: usize = 1024;
+/// Kernel's queue of connections not yet accepted.
+pub const LISTEN_BACKLOG: i32 = 1024;
+
+// Streams.
+
+/// Encoded messages that wait in the response half of one stream; its owner stops producing above it.
+pub const STREAM_QUEUE_BYTES_MAX: usize = 256 * 1024;
+/// Messages of one stream that are gathered into one frame.
+pub const STREAM_GATHER_BYTES: usize = 16 * 1024;
+
+// Write path.
+
+/// Command batches of one net thread that are proposed and not yet answered. What arrives meanwhile joins the next
+/// one: batches grow with load, and a lone client never waits for others.
+pub const COMMAND_BATCHES_IN_FLIGHT_MAX: usize = 4;
+/// A command batch is closed when it has this many bytes.
+pub const COMMAND_BATCH_BYTES_MAX: usize = 1 << 20;
+/// A command batch is closed when it has this many commands.
+pub const COMMAND_BATCH_COUNT_MAX: usize = 1024;
+/// Bytes of commands of one net thread that wait to be proposed; more are refused.
+pub const COMMANDS_WAITING_BYTES_MAX: usize = 64 << 20;
+/// How often a net thread looks for commands that waited too long and gives watchers a turn without a cause.
+pub const NET_TICK: Duration = Duration::from_millis(100);
+
+/// Size of one write batch at which apply commits it and begins another.
+pub const WRITE_BATCH_BYTES_MAX: usize = 8 << 20;
+/// Applied batches that wait for one net thread, in bytes; what does not fit is read from history.
+pub const APPLIED_BYTES_MAX: usize = 32 << 20;
+/// Lease changes that wait for the lessor; when more come it reads the table instead.
+pub const LEASE_CHANGES_MAX: usize = 65_536;
+
+/// Bytes of pairs that a Range reads on the net thread; longer ones go to the pool.
+pub const RANGE_INLINE_BYTES_MAX: usize = 32 << 10;
+
+/// Log bytes applied but not durable in the backend, above which a flush is asked for: bounds the replay after a crash.
+pub const REPLAY_BYTES_MAX: u64 = 32 << 20;
+/// How often the upkeep looks at what is durable.
+pub const UPKEEP_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How often the lessor looks for leases whose time is over.
+pub const LEASE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// Leases that one such look ends at most. etcd ends 500 (1000 a second), each with its own log entry; here they share
+/// one, so that a burst of expiries is bounded by the size of one write batch instead.
+pub const LEASES_EXPIRED_AT_ONCE_MAX: usize = 5_000;
+
+/// One file of the log.
+pub const WAL_SEGMENT_BYTES: u64 = 64 << 20;
+/// Entries that wait for the log, in bytes.
+pub const WAL_QUEUE_BYTES_MAX: u64 = 64 << 20;
+
+// Watch.
+
+/// Distance of progress bookmarks, unless set.
+pub const WATCH_PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
+pub const WATCH_PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// How the memory budget is split. The parts add up to the budget; what requests in flight need comes on top and is
+/// bounded above.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct MemorySplit {
+    /// RocksDB's block cache and memtables.
+    pub backend_bytes: u64,
+    /// The keyspace's cache of hot records.
+    pub record_cache_bytes: u64,
+    /// Newest log entries kept in memory.
+    pub wal_tail_bytes: u64,
+    /// Applied batches kept for watchers, of each net thread.
+    pub ring_bytes: u64,
+}
+
+/// Least memory budget: below it RocksDB stalls.
+pub const MEMORY_BUDGET_BYTES_MIN: u64 = 64 << 20;
+/// Most that is taken if no budget is given.
+pub const MEMORY_BUDGET_BYTES_DEFAULT: u64 = 384 << 20;
+
+/// The budget in force: as given, else a quarter of the machine, within bounds.
+pub fn memory_budget(given_bytes: u64, machine_bytes: u64) -> u64 {
+    let wanted = match given_bytes {
+        0 => (machine_bytes / 4).min(MEMORY_BUDGET_BYTES_DEFAULT),
+        given => given,
+    };
+    wanted.max(MEMORY_BUDGET_BYTES_MIN)
+}
+
+/// Splits a budget: five eighths for the backend, an eighth each for records, the log's tail and the rings together.
+pub fn split_memory(budget_bytes: u64, net_threads: usize) -> MemorySplit {
+    let eighth = budget_bytes / 8;
+    MemorySplit {
+        backend_bytes: budget_bytes - 3 * eighth,
+        record_cache_bytes: eighth,
+        wal_tail_bytes: eighth,
+        ring_bytes: eighth / net_threads.max(1) as u64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_stay_within_the_budget() {
+        for budget in [MEMORY_BUDGET_BYTES_MIN, MEMORY_BUDGET_BYTES_DEFAULT, (1 << 30) + 7] {
+            for threads in [0, 1, 2, 3, 64] {
+                let split = split_memory(budget, threads);
+                let rings = split.ring_bytes * threads.max(1) as u64;
+                let sum = split.backend_bytes + split.record_cache_bytes + split.wal_tail_bytes + rings;
+                assert!(sum <= budget && sum + 64 >= budget - budget / 8, "{budget} {threads}: {split:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_budget_follows_the_machine_within_bounds() {
+        assert_eq!(memory_budget(0, 64 << 30), MEMORY_BUDGET_BYTES_DEFAULT);
+        assert_eq!(memory_budget(0, 1 << 30), 256 << 20);
+        assert_eq!(memory_budget(0, 1 << 20), MEMORY_BUDGET_BYTES_MIN);
+        assert_eq!(memory_budget(1 << 30, 1 << 20), 1 << 30);
+    }
+}

@@ -1,10 +1,12 @@
 //! What apply hands to a net thread: answers to the commands it sent, applied batches for its watchers, and the word
 //! that the applied index has moved. One wake for all of it per applied batch. Not a lock: apply never waits here.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crossbeam_queue::SegQueue;
+use daymark_raft::{ProposeError, Waiter};
 use tokio::sync::Notify;
 
 use crate::error::Error;
@@ -20,6 +22,25 @@ pub struct BatchReplies {
     pub batch: u64,
     /// One a command; or one error for all of them.
     pub results: Result<Vec<CommandResult>, Error>,
+}
+
+/// What a net thread leaves behind for a command batch: where its answers go.
+pub struct ReplyTo {
+    pub mailbox: Arc<Mailbox>,
+    /// Number that the net thread gave to the batch.
+    pub batch: u64,
+}
+
+impl Waiter for ReplyTo {
+    fn fail(self: Box<Self>, why: ProposeError) {
+        let results = Err(Error::from(why));
+        self.mailbox.push_replies(BatchReplies { batch: self.batch, results });
+        self.mailbox.wake();
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any + Send> {
+        self
+    }
 }
 
 /// The inbox of one net thread. Apply (and raft, for batches that fail) push; the net thread drains.
@@ -67,6 +88,11 @@ impl Mailbox {
             self.applied.push(batch.clone());
         }
         true
+    }
+
+    /// Apply: whether the thread wants applied batches.
+    pub fn wants_events(&self) -> bool {
+        self.wants_events.load(Ordering::SeqCst)
     }
 
     /// Apply: whether somebody on the thread waits for an applied index.

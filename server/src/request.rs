@@ -5,12 +5,14 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::task::Waker;
+use std::task::{Poll, Waker};
 
 use bytes::Bytes;
 use daymark_api::etcdserverpb as pb;
+use futures_util::stream::LocalBoxStream;
 use smallvec::SmallVec;
 
 use crate::error::Error;
@@ -63,6 +65,10 @@ pub enum Reply {
     Status(pb::StatusResponse),
     Defragment(pb::DefragmentResponse),
 }
+
+/// What comes in on a streaming call, message by message; `None` when the caller has ended its half. An error means that
+/// the message could not be decoded or that the caller has gone, and is the last item.
+pub type RequestStream<T> = LocalBoxStream<'static, Result<T, Error>>;
 
 /// One encoded message in parts, so that parts can be shared between streams (an event is encoded once for all of its
 /// watchers). Concatenated they are the protobuf bytes; the transport adds its own framing.
@@ -165,6 +171,20 @@ impl Sink {
     /// Sets what is called when credit returns after it was 0, and when the transport goes.
     pub fn on_credit(&self, call: Rc<dyn Fn()>) {
         self.shared.borrow_mut().on_credit = Some(call);
+    }
+
+    /// Waits until something may be pushed, or nothing will ever be sent any more. For streams with one producer, which
+    /// then sets no call-back of its own.
+    pub async fn wait_for_credit(&self) {
+        poll_fn(|context| {
+            if self.is_closed() || self.credit() > 0 {
+                return Poll::Ready(());
+            }
+            let waker = context.waker().clone();
+            self.on_credit(Rc::new(move || waker.wake_by_ref()));
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Transport side: the next message, the end, or nothing yet.

@@ -2,15 +2,18 @@
 //! leases. Readers load; only apply stores. Nothing here is a lock.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
+use crossbeam_queue::ArrayQueue;
 use daymark_storage::LogId;
 use daymark_storage::mvcc::Keyspace;
 
 use daymark_api::etcdserverpb as pb;
 
+use crate::limits;
 use crate::mailbox::Mailbox;
+use crate::state::lease::LeaseChange;
 
 /// The published state of one member. Shared by all threads behind one `Arc`.
 pub struct Views {
@@ -24,6 +27,10 @@ pub struct Views {
     /// Log index up to which `keyspace` and everything below is current. Stored after they are.
     applied_index: AtomicU64,
     applied_term: AtomicU64,
+    /// Bytes of commands applied since the start; only grows.
+    applied_bytes: AtomicU64,
+    /// What happened to leases, for the lessor.
+    pub leases: LeaseFeed,
     /// Active alarms, ordered by member and type.
     pub alarms: ArcSwap<Vec<pb::AlarmMember>>,
     /// Members by id, as `MemberList` shows them.
@@ -40,6 +47,8 @@ impl Views {
             mailboxes,
             applied_index: AtomicU64::new(0),
             applied_term: AtomicU64::new(0),
+            applied_bytes: AtomicU64::new(0),
+            leases: LeaseFeed::new(limits::LEASE_CHANGES_MAX),
             alarms: ArcSwap::default(),
             members: ArcSwap::default(),
         })
@@ -55,9 +64,50 @@ impl Views {
         self.applied_term.load(Ordering::Relaxed)
     }
 
+    /// Bytes of commands applied since the start.
+    pub fn applied_bytes(&self) -> u64 {
+        self.applied_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Apply only: counts applied bytes.
+    pub fn add_applied_bytes(&self, bytes: u64) {
+        self.applied_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     /// Apply only: everything up to `id` is published.
     pub fn set_applied(&self, id: LogId) {
         self.applied_term.store(id.term, Ordering::Relaxed);
         self.applied_index.store(id.index, Ordering::SeqCst);
+    }
+}
+
+/// Lease changes on their way from apply to the lessor. Bounded, and apply never waits: when it is full, changes are
+/// left out and the lessor is told to read the table.
+pub struct LeaseFeed {
+    changes: ArrayQueue<LeaseChange>,
+    overflowed: AtomicBool,
+}
+
+impl LeaseFeed {
+    fn new(capacity: usize) -> Self {
+        Self { changes: ArrayQueue::new(capacity), overflowed: AtomicBool::new(false) }
+    }
+
+    /// Apply, once the change is published.
+    pub fn push(&self, change: LeaseChange) {
+        if self.changes.push(change).is_err() {
+            self.overflowed.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Lessor: the next change.
+    pub fn pop(&self) -> Option<LeaseChange> {
+        self.changes.pop()
+    }
+
+    /// Lessor: whether changes were left out since the last call. If so it empties the queue and then reads the table,
+    /// in this order: what is pushed after that may repeat what the table held already, which is harmless.
+    pub fn take_overflow(&self) -> bool {
+        self.overflowed.swap(false, Ordering::SeqCst)
     }
 }

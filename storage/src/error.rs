@@ -20,6 +20,12 @@ pub enum StorageError {
     /// No room left. Retryable once space is freed.
     #[error("no space left for {}: free space on its file system", path.display())]
     Full { path: PathBuf },
+    /// One entry is larger than the log can hold. Nothing was appended.
+    #[error("an entry of {bytes} bytes does not fit into a log segment (at most {bytes_max}): split it")]
+    TooLarge { bytes: u64, bytes_max: u64 },
+    /// The log's queue is at its bound. Nothing was appended; retryable once the worker has caught up.
+    #[error("the log's queue holds {bytes} bytes already: the disk is slower than the writers")]
+    QueueFull { bytes: u64 },
     /// The key-value engine reported an error.
     #[error("backend: {what}")]
     Backend { what: String },

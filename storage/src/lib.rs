@@ -16,3 +16,7 @@ pub mod mvcc;
 
 pub use error::{Result, StorageError};
 pub use log_id::LogId;
+
+/// The allocator that RocksDB is linked with; the binary makes it Rust's too.
+#[cfg(feature = "rocksdb")]
+pub use tikv_jemallocator::Jemalloc;

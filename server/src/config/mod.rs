@@ -1,1 +1,476 @@
-//! Placeholder.
+//! Configuration: the low form (flags and environment, texts as given) and the high form, [`Config`], values as used.
+//! Checks everything that can be checked without touching disk or network.
+
+pub mod env;
+pub mod flags;
+pub mod values;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::limits;
+use flags::{Given, Handling};
+use values::{Url, parse_bool, parse_duration, parse_urls};
+
+/// How one member runs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub name: String,
+    pub data_dir: PathBuf,
+    /// Directory of the log, if it is not inside `data_dir`.
+    pub wal_dir: Option<PathBuf>,
+
+    pub listen_client: Vec<Url>,
+    pub listen_peer: Vec<Url>,
+    pub listen_metrics: Vec<Url>,
+    pub advertise_client: Vec<Url>,
+    pub advertise_peer: Vec<Url>,
+    pub socket: SocketOptions,
+
+    /// Founding members: name and peer URLs, sorted by name. This member is one of them.
+    pub initial_cluster: Vec<(String, Vec<Url>)>,
+    pub cluster_is_new: bool,
+    pub cluster_token: String,
+
+    pub heartbeat: Duration,
+    pub election: Duration,
+    /// `None`: no quota.
+    pub quota_backend_bytes: Option<u64>,
+    pub max_txn_ops: usize,
+    pub max_request_bytes: usize,
+    pub transport: TransportOptions,
+    pub unsafe_no_fsync: bool,
+    pub auto_compaction: AutoCompaction,
+    pub watch_progress_interval: Duration,
+    pub warning_apply: Duration,
+    pub warning_unary_request: Duration,
+
+    /// Allowed origins and Host names; empty: all.
+    pub cors: Vec<String>,
+    pub host_whitelist: Vec<String>,
+
+    pub log: LogOptions,
+    /// Histograms of request durations, too.
+    pub metrics_extensive: bool,
+
+    pub memory_budget_bytes: u64,
+    pub net_threads: usize,
+}
+
+/// How listeners are opened.
+#[derive(Copy, Clone, Debug, Default)]
+pub struct SocketOptions {
+    pub reuse_port: bool,
+    pub reuse_address: bool,
+}
+
+/// How connections of clients are kept.
+#[derive(Copy, Clone, Debug)]
+pub struct TransportOptions {
+    pub max_concurrent_streams: u32,
+    /// Largest message that is received.
+    pub message_bytes_max: usize,
+    pub keepalive_min_time: Duration,
+    /// `None`: the server never pings.
+    pub keepalive_interval: Option<Duration>,
+    pub keepalive_timeout: Duration,
+}
+
+/// What is compacted without being asked for.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum AutoCompaction {
+    Off,
+    /// Keep this much time.
+    Periodic(Duration),
+    /// Keep this many revisions.
+    Revision(i64),
+}
+
+/// Where and what is logged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogOptions {
+    pub level: LogLevel,
+    pub outputs: Vec<LogOutput>,
+    /// One JSON object a line, else text for people.
+    pub json: bool,
+}
+
+/// Least severity that is logged; panic and fatal count as error.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    Debug,
+    Info,
+    Warn,
+    Error,
+}
+
+/// One target of log lines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogOutput {
+    Stderr,
+    Stdout,
+    File(PathBuf),
+}
+
+/// Feature gates that etcd knows. None changes anything here: what they switch is always on or not there.
+const FEATURE_GATES: &[&str] = &[
+    "AllAlpha",
+    "AllBeta",
+    "CompactHashCheck",
+    "FastLeaseKeepAlive",
+    "InitialCorruptCheck",
+    "LeaseCheckpoint",
+    "LeaseCheckpointPersist",
+    "PriorityRequest",
+    "SetMemberLocalAddr",
+    "StopGRPCServiceOnDefrag",
+    "TxnModeWriteWithSharedBuffer",
+];
+
+impl Config {
+    /// Turns what was given into values, or says what is wrong and what to do. The texts returned beside are warnings,
+    /// to be logged once logging stands.
+    pub fn from_given(given: &Given) -> Result<(Self, Vec<String>), String> {
+        let warnings = refuse_and_warn(given)?;
+        check_choices(given)?;
+        let name = given.text("name").to_owned();
+        let advertise_peer = urls(given, "initial-advertise-peer-urls")?;
+        let initial_cluster = initial_cluster(given, &name, &advertise_peer)?;
+        let (heartbeat, election) = raft_times(given)?;
+        let max_request_bytes = number(given, "max-request-bytes")? as usize;
+        let config = Self {
+            data_dir: match given.text("data-dir") {
+                "" => PathBuf::from(format!("{name}.etcd")),
+                directory => PathBuf::from(directory),
+            },
+            wal_dir: Some(given.text("wal-dir")).filter(|dir| !dir.is_empty()).map(PathBuf::from),
+            listen_client: listen_urls(given, "listen-client-urls")?,
+            listen_peer: listen_urls(given, "listen-peer-urls")?,
+            listen_metrics: match given.text("listen-metrics-urls") {
+                "" => Vec::new(),
+                _ => listen_urls(given, "listen-metrics-urls")?,
+            },
+            advertise_client: advertise_client(given)?,
+            advertise_peer,
+            socket: SocketOptions {
+                reuse_port: truth(given, "socket-reuse-port"),
+                reuse_address: truth(given, "socket-reuse-address"),
+            },
+            initial_cluster,
+            cluster_is_new: given.text("initial-cluster-state") == "new",
+            cluster_token: given.text("initial-cluster-token").to_owned(),
+            heartbeat,
+            election,
+            quota_backend_bytes: quota(given)?,
+            max_txn_ops: number(given, "max-txn-ops")? as usize,
+            max_request_bytes,
+            transport: transport(given, max_request_bytes)?,
+            unsafe_no_fsync: truth(given, "unsafe-no-fsync"),
+            auto_compaction: auto_compaction(given)?,
+            watch_progress_interval: match either(given, "watch-progress-notify-interval") {
+                Duration::ZERO => limits::WATCH_PROGRESS_INTERVAL,
+                interval => interval.max(limits::WATCH_PROGRESS_INTERVAL_MIN),
+            },
+            warning_apply: either(given, "warning-apply-duration"),
+            warning_unary_request: either(given, "warning-unary-request-duration"),
+            cors: list_or_all(given.text("cors")),
+            host_whitelist: list_or_all(given.text("host-whitelist")),
+            log: log_options(given)?,
+            metrics_extensive: given.text("metrics") == "extensive",
+            memory_budget_bytes: number(given, "daymark-memory-budget-bytes")?,
+            net_threads: number(given, "daymark-net-threads")?.min(limits::NET_THREADS_MAX as u64) as usize,
+            name,
+        };
+        Ok((config, warnings))
+    }
+}
+
+/// Refuses what is not served, and warns of what has no effect.
+fn refuse_and_warn(given: &Given) -> Result<Vec<String>, String> {
+    let mut warnings = Vec::new();
+    for flag in given.changed() {
+        match flag.handling {
+            Handling::Used | Handling::Silent => {}
+            Handling::Accepted => warnings.push(format!("flag --{} has no effect: {}", flag.name, flag.meaning)),
+            Handling::Refused => {
+                return Err(format!("--{} is not served by this version of Daymark; start without it", flag.name));
+            }
+        }
+    }
+    Ok(warnings)
+}
+
+/// Flags that have only a few possible values.
+fn check_choices(given: &Given) -> Result<(), String> {
+    for (flag, choices) in [
+        ("initial-cluster-state", &["new", "existing"][..]),
+        ("auto-compaction-mode", &["periodic", "revision"]),
+        ("log-format", &["json", "console"]),
+        ("logger", &["zap"]),
+        ("metrics", &["basic", "extensive"]),
+        ("discovery-fallback", &["exit", "proxy"]),
+        ("auth-token", &["simple"]),
+    ] {
+        let value = given.text(flag);
+        if !choices.contains(&value) {
+            return Err(format!("invalid value {value:?} for flag -{flag}: must be one of {}", choices.join(", ")));
+        }
+    }
+    for gate in given.text("feature-gates").split(',').map(str::trim).filter(|gate| !gate.is_empty()) {
+        let (name, value) = gate.split_once('=').ok_or(format!("missing bool value for feature gate {gate}"))?;
+        if !FEATURE_GATES.contains(&name) {
+            return Err(format!("unrecognized feature gate: {name}"));
+        }
+        parse_bool(value).ok_or(format!("invalid value of {name}={value}: must be true or false"))?;
+    }
+    Ok(())
+}
+
+fn truth(given: &Given, flag: &str) -> bool {
+    parse_bool(given.text(flag)).unwrap_or_default()
+}
+
+fn number(given: &Given, flag: &str) -> Result<u64, String> {
+    given.text(flag).parse().map_err(|error| format!("--{flag}: {error}"))
+}
+
+fn duration(given: &Given, flag: &str) -> Duration {
+    parse_duration(given.text(flag)).unwrap_or_default()
+}
+
+/// A duration under its name, or under the one it had until etcd 3.6.
+fn either(given: &Given, flag: &str) -> Duration {
+    let old = format!("experimental-{flag}");
+    if given.has(&old) && !given.has(flag) { duration(given, &old) } else { duration(given, flag) }
+}
+
+fn list_or_all(text: &str) -> Vec<String> {
+    let items: Vec<String> = text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect();
+    if items.iter().any(|item| item == "*") { Vec::new() } else { items }
+}
+
+fn urls(given: &Given, flag: &str) -> Result<Vec<Url>, String> {
+    parse_urls(given.text(flag)).map_err(|error| format!("invalid --{flag}: {error}"))
+}
+
+fn listen_urls(given: &Given, flag: &str) -> Result<Vec<Url>, String> {
+    let urls = urls(given, flag)?;
+    for url in &urls {
+        if url.scheme.is_secure() {
+            return Err(format!("--{flag}: {url} needs TLS, which this version does not serve; use http"));
+        }
+        let bindable = |host: &str| host == "localhost" || host.is_empty() || host.parse::<std::net::IpAddr>().is_ok();
+        if url.host_and_port().is_some_and(|(host, _)| !bindable(host)) {
+            return Err(format!("--{flag}: expected IP in URL for binding ({url})"));
+        }
+    }
+    Ok(urls)
+}
+
+fn advertise_client(given: &Given) -> Result<Vec<Url>, String> {
+    if given.has("listen-client-urls") && !given.has("advertise-client-urls") {
+        return Err("--advertise-client-urls is required when --listen-client-urls is set explicitly".into());
+    }
+    let urls = urls(given, "advertise-client-urls")?;
+    match urls.iter().find(|url| url.host_and_port().is_some_and(|(host, _)| host == "0.0.0.0")) {
+        Some(url) => Err(format!("--advertise-client-urls: {url} is no address that clients can connect to")),
+        None => Ok(urls),
+    }
+}
+
+/// `name=url,name=url`; a name may repeat. Without the flag this member alone is the cluster.
+fn initial_cluster(given: &Given, name: &str, advertised: &[Url]) -> Result<Vec<(String, Vec<Url>)>, String> {
+    if !given.has("initial-cluster") {
+        return Ok(vec![(name.to_owned(), advertised.to_vec())]);
+    }
+    let mut members = std::collections::BTreeMap::<String, Vec<Url>>::new();
+    for part in given.text("initial-cluster").split(',').map(str::trim) {
+        let (member, url) = part.split_once('=').unwrap_or(("", part));
+        if member.is_empty() {
+            return Err(format!("invalid --initial-cluster: {part:?} is not of the form name=url"));
+        }
+        let url = values::parse_url(url).map_err(|error| format!("invalid --initial-cluster: {error}"))?;
+        members.entry(member.to_owned()).or_default().push(url);
+    }
+    for urls in members.values_mut() {
+        urls.sort_by_key(Url::to_string);
+    }
+    let Some(mine) = members.get(name) else {
+        return Err(format!("couldn't find local name {name:?} in the initial cluster configuration"));
+    };
+    if mine != advertised {
+        let join = |urls: &[Url]| urls.iter().map(|url| format!("{name}={url}")).collect::<Vec<_>>().join(",");
+        let (listed, own) = (join(mine), join(advertised));
+        return Err(format!("--initial-cluster has {listed} but --initial-advertise-peer-urls says {own}"));
+    }
+    if members.len() > 1 {
+        return Err("--initial-cluster names several members; this version of Daymark serves one".into());
+    }
+    Ok(members.into_iter().collect())
+}
+
+fn raft_times(given: &Given) -> Result<(Duration, Duration), String> {
+    let heartbeat = number(given, "heartbeat-interval")?;
+    let election = number(given, "election-timeout")?;
+    if heartbeat == 0 || election == 0 {
+        return Err("--heartbeat-interval and --election-timeout must be greater than 0 (ms)".into());
+    }
+    if heartbeat.saturating_mul(5) > election {
+        return Err(format!(
+            "--election-timeout[{election}ms] should be at least as 5 times as --heartbeat-interval[{heartbeat}ms]"
+        ));
+    }
+    if election > 50_000 {
+        return Err(format!("--election-timeout[{election}ms] is too long, and should be set less than 50000ms"));
+    }
+    Ok((Duration::from_millis(heartbeat), Duration::from_millis(election)))
+}
+
+fn quota(given: &Given) -> Result<Option<u64>, String> {
+    let bytes: i64 = given.text("quota-backend-bytes").parse().map_err(|e| format!("--quota-backend-bytes: {e}"))?;
+    Ok(match bytes {
+        0 => Some(limits::QUOTA_BYTES),
+        bytes => u64::try_from(bytes).ok(),
+    })
+}
+
+fn transport(given: &Given, max_request_bytes: usize) -> Result<TransportOptions, String> {
+    let streams = number(given, "max-concurrent-streams")?;
+    Ok(TransportOptions {
+        max_concurrent_streams: streams.min(u64::from(limits::STREAMS_PER_CONNECTION_MAX)) as u32,
+        message_bytes_max: max_request_bytes.saturating_add(limits::MESSAGE_OVERHEAD_BYTES),
+        keepalive_min_time: duration(given, "grpc-keepalive-min-time"),
+        keepalive_interval: Some(duration(given, "grpc-keepalive-interval")).filter(|interval| !interval.is_zero()),
+        keepalive_timeout: duration(given, "grpc-keepalive-timeout"),
+    })
+}
+
+fn auto_compaction(given: &Given) -> Result<AutoCompaction, String> {
+    let text = given.text("auto-compaction-retention");
+    let plain = text.parse::<i64>().ok();
+    let revisions = given.text("auto-compaction-mode") == "revision";
+    match (revisions, plain, parse_duration(text)) {
+        (_, Some(..0), _) => Err(format!("--auto-compaction-retention must not be negative: {text}")),
+        (_, Some(0), _) => Ok(AutoCompaction::Off),
+        (true, Some(count), _) => Ok(AutoCompaction::Revision(count)),
+        (false, Some(hours), _) => Ok(AutoCompaction::Periodic(Duration::from_secs(hours as u64 * 3600))),
+        (false, None, Some(Duration::ZERO)) => Ok(AutoCompaction::Off),
+        (false, None, Some(time)) => Ok(AutoCompaction::Periodic(time)),
+        _ => Err(format!("error parsing --auto-compaction-retention {text:?}: neither a number nor a duration")),
+    }
+}
+
+fn log_options(given: &Given) -> Result<LogOptions, String> {
+    let level = match given.text("log-level") {
+        "debug" => LogLevel::Debug,
+        "info" => LogLevel::Info,
+        "warn" => LogLevel::Warn,
+        "error" | "panic" | "fatal" | "dpanic" => LogLevel::Error,
+        other => return Err(format!("invalid value {other:?} for flag -log-level: unrecognized level")),
+    };
+    let mut outputs = Vec::new();
+    for output in given.text("log-outputs").split(',').map(str::trim) {
+        outputs.push(match output {
+            "default" | "stderr" => LogOutput::Stderr,
+            "stdout" => LogOutput::Stdout,
+            "systemd/journal" => return Err("--log-outputs: systemd/journal is not served; use stderr".into()),
+            "" => return Err("--log-outputs: empty output; use stderr, stdout or a file path".into()),
+            path => LogOutput::File(PathBuf::from(path)),
+        });
+    }
+    Ok(LogOptions { level, outputs, json: given.text("log-format") == "json" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(line: &str) -> Result<(Config, Vec<String>), String> {
+        match flags::parse(line.split_whitespace().map(str::to_owned)) {
+            Ok(flags::Parsed::Start(given)) => Config::from_given(&given),
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn defaults_are_etcds() {
+        let (config, warnings) = config("").expect("defaults");
+        assert!(warnings.is_empty(), "{warnings:?}");
+        assert_eq!(config.data_dir, PathBuf::from("default.etcd"));
+        assert_eq!(config.listen_client[0].to_string(), "http://localhost:2379");
+        assert_eq!(config.transport.message_bytes_max, 2_097_152);
+        assert_eq!(config.quota_backend_bytes, Some(2 << 30));
+        assert_eq!(config.watch_progress_interval, Duration::from_secs(600));
+        assert_eq!(config.election, Duration::from_secs(1));
+        assert_eq!(config.auto_compaction, AutoCompaction::Off);
+        assert!(config.cluster_is_new);
+        assert_eq!(config.initial_cluster[0].0, "default");
+    }
+
+    #[test]
+    fn the_cluster_follows_the_name_unless_it_is_given() {
+        let (config, _) = config("--name a --initial-advertise-peer-urls http://h:1").expect("named");
+        assert_eq!(config.initial_cluster[0].0, "a");
+        assert_eq!(config.initial_cluster[0].1[0].to_string(), "http://h:1");
+    }
+
+    #[test]
+    fn contradictions_are_refused_in_etcds_words() {
+        for (line, words) in [
+            ("--listen-client-urls http://0.0.0.0:2379", "--advertise-client-urls is required"),
+            ("--listen-peer-urls http://host.example:1", "expected IP in URL for binding"),
+            ("--listen-peer-urls http://localhost:1/x", "must not contain a path"),
+            ("--listen-metrics-urls https://localhost:1", "needs TLS"),
+            ("--election-timeout 400", "at least as 5 times"),
+            ("--election-timeout 60000", "is too long"),
+            ("--heartbeat-interval 0", "must be greater than 0"),
+            ("--name b --initial-cluster a=http://localhost:2380", "couldn't find local name"),
+            ("--initial-cluster default=http://localhost:9", "but --initial-advertise-peer-urls says"),
+            ("--initial-cluster http://localhost:9", "not of the form name=url"),
+            ("--initial-cluster default=http://localhost:2380,b=http://localhost:2", "several members"),
+            ("--initial-cluster-state old", "must be one of new, existing"),
+            ("--feature-gates Nonsense=true", "unrecognized feature gate: Nonsense"),
+            ("--feature-gates AllBeta", "missing bool value"),
+            ("--auth-token jwt,pub-key=x", "must be one of simple"),
+            ("--log-level loud", "unrecognized level"),
+            ("--log-outputs systemd/journal", "not served"),
+            ("--auto-compaction-retention soon", "neither a number nor a duration"),
+            ("--auto-compaction-mode revision --auto-compaction-retention 5m", "neither a number nor a duration"),
+            ("--cert-file x", "--cert-file is not served"),
+            ("--force-new-cluster", "--force-new-cluster is not served"),
+        ] {
+            let error = config(line).expect_err(line);
+            assert!(error.contains(words), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn retention_is_hours_a_duration_or_revisions() {
+        let retention = |line: &str| config(line).expect(line).0.auto_compaction;
+        assert_eq!(retention("--auto-compaction-retention 2"), AutoCompaction::Periodic(Duration::from_secs(7200)));
+        assert_eq!(retention("--auto-compaction-retention 5m"), AutoCompaction::Periodic(Duration::from_secs(300)));
+        let line = "--auto-compaction-mode revision --auto-compaction-retention 1000";
+        assert_eq!(retention(line), AutoCompaction::Revision(1000));
+    }
+
+    #[test]
+    fn what_has_no_effect_is_warned_of_only_when_changed() {
+        let (_, warnings) = config("--snapshot-count 10000 --max-wals 7 --v 3").expect("accepted");
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].contains("--max-wals has no effect"));
+    }
+
+    #[test]
+    fn values_are_bounded() {
+        let (config, _) = config("--watch-progress-notify-interval 1ms --quota-backend-bytes -1").expect("bounded");
+        assert_eq!(config.watch_progress_interval, Duration::from_millis(100));
+        assert_eq!(config.quota_backend_bytes, None);
+        assert_eq!(config.transport.max_concurrent_streams, limits::STREAMS_PER_CONNECTION_MAX);
+    }
+
+    #[test]
+    fn an_old_name_counts_where_the_new_one_is_not_given() {
+        let (config, _) = config("--experimental-warning-apply-duration 7ms").expect("old name");
+        assert_eq!(config.warning_apply, Duration::from_millis(7));
+    }
+}

@@ -1,1 +1,193 @@
-//! Placeholder.
+//! Net threads: each a current-thread runtime that owns its connections from the first byte to the last. Turns wire
+//! into [`Request`] and [`Reply`] and back; never sees raft, storage or state, never blocks, shares no lock with apply.
+//!
+//! Thread 0 also accepts, and hands each connection to the thread that has fewest. After that a connection never moves.
+
+pub mod accept;
+mod connection;
+mod frames;
+mod grpc;
+mod http;
+mod io;
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use daymark_api::etcdserverpb as pb;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::LocalSet;
+
+use crate::config::TransportOptions;
+use crate::error::Error;
+use crate::limits;
+use crate::metrics::{Metrics, NetCounters};
+use crate::request::{Context, Reply, Request, RequestStream, Sink};
+use accept::{Accepted, Bound};
+
+/// What a net thread needs of the services. One on each net thread, not shared between threads.
+pub trait FrontDoor: 'static {
+    /// Serves a unary call. Dropped when the caller has gone or its deadline has passed.
+    fn call(self: &Rc<Self>, context: Context, request: Request) -> impl Future<Output = Result<Reply, Error>>;
+
+    /// Serves a watch stream until it is dropped or returns; messages and the call's end go through `sink`.
+    fn watch(
+        self: &Rc<Self>,
+        context: Context,
+        requests: RequestStream<pb::WatchRequest>,
+        sink: Sink,
+    ) -> impl Future<Output = ()>;
+
+    /// Serves a keepalive stream, like [`FrontDoor::watch`].
+    fn lease_keep_alive(
+        self: &Rc<Self>,
+        context: Context,
+        requests: RequestStream<pb::LeaseKeepAliveRequest>,
+        sink: Sink,
+    ) -> impl Future<Output = ()>;
+
+    /// Reads something, as root, to see whether reads work; through a read barrier unless `serializable`.
+    fn probe(self: &Rc<Self>, serializable: bool) -> impl Future<Output = Result<(), Error>>;
+
+    /// What health checks look at.
+    fn condition(&self) -> Condition;
+}
+
+/// The state of a member as far as its health is concerned.
+#[derive(Clone, Debug, Default)]
+pub struct Condition {
+    /// Active alarms of all members.
+    pub alarms: Vec<pb::AlarmMember>,
+    pub has_leader: bool,
+    pub is_learner: bool,
+}
+
+/// How net threads serve; fixed for the life of the member.
+#[derive(Clone, Debug)]
+pub struct NetOptions {
+    pub threads: usize,
+    pub transport: TransportOptions,
+    /// Unary requests that take longer are logged.
+    pub warning_unary_request: Duration,
+    /// Allowed origins and Host names of plain HTTP; empty: all.
+    pub cors: Vec<String>,
+    pub host_whitelist: Vec<String>,
+    /// How long calls under way may take to end when the member stops.
+    pub grace: Duration,
+}
+
+/// What the connections of one net thread share.
+pub(crate) struct Thread<D> {
+    pub door: Rc<D>,
+    pub options: Arc<NetOptions>,
+    pub metrics: Arc<Metrics>,
+    pub counters: Arc<NetCounters>,
+    /// Turns true once: no new calls, streams end.
+    pub stopping: watch::Receiver<bool>,
+    connections: Cell<usize>,
+    idle: Notify,
+}
+
+/// What a net thread is told by others.
+pub(crate) enum Job {
+    Connection(Accepted),
+    Listen(Bound),
+}
+
+/// The running net threads.
+pub struct NetThreads {
+    jobs: Vec<mpsc::Sender<Job>>,
+    stop: watch::Sender<bool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl NetThreads {
+    /// Starts the threads. `build` makes the front door of a thread, on that thread and within its runtime. Nothing is
+    /// accepted before [`NetThreads::listen`].
+    pub fn start<D: FrontDoor>(
+        options: NetOptions,
+        metrics: Arc<Metrics>,
+        build: impl Fn(usize) -> Rc<D> + Send + Sync + 'static,
+    ) -> std::io::Result<Self> {
+        let (stop, stopping) = watch::channel(false);
+        let (options, build) = (Arc::new(options), Arc::new(build));
+        let channels: Vec<_> = (0..options.threads).map(|_| mpsc::channel(limits::ACCEPTED_QUEUE_MAX)).collect();
+        let (jobs, inboxes): (Vec<_>, Vec<_>) = channels.into_iter().unzip();
+        let mut threads = Vec::new();
+        for (number, inbox) in inboxes.into_iter().enumerate() {
+            let (options, metrics, build) = (options.clone(), metrics.clone(), build.clone());
+            let (jobs, stopping) = (jobs.clone(), stopping.clone());
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let body = move || {
+                let local = LocalSet::new();
+                let turn = async move {
+                    let counters = metrics.net(number).clone();
+                    let (connections, idle) = (Cell::new(0), Notify::new());
+                    let door = build(number);
+                    let thread = Thread { door, options, metrics, counters, stopping, connections, idle };
+                    run(Rc::new(thread), inbox, jobs).await;
+                };
+                local.block_on(&runtime, turn);
+            };
+            threads.push(std::thread::Builder::new().name(format!("net-{number}")).spawn(body)?);
+        }
+        Ok(Self { jobs, stop, threads })
+    }
+
+    /// Begins to accept connections.
+    pub fn listen(&self, listeners: Vec<Bound>) {
+        for listener in listeners {
+            // The queue of thread 0 is empty before the first listener; a thread that has gone is noticed at the stop.
+            let _ = self.jobs[0].blocking_send(Job::Listen(listener));
+        }
+    }
+
+    /// Stops accepting, lets calls under way end within the grace, ends the threads. Returns false if one panicked.
+    pub fn stop(self) -> bool {
+        self.stop.send_replace(true);
+        self.threads.into_iter().map(JoinHandle::join).fold(true, |fine, result| fine & result.is_ok())
+    }
+}
+
+/// One net thread: serves what it is given until the member stops.
+async fn run<D: FrontDoor>(thread: Rc<Thread<D>>, mut inbox: mpsc::Receiver<Job>, jobs: Vec<mpsc::Sender<Job>>) {
+    let mut stopping = thread.stopping.clone();
+    loop {
+        let job = tokio::select! {
+            job = inbox.recv() => job,
+            _ = stopping.wait_for(|stop| *stop) => None,
+        };
+        match job {
+            Some(Job::Connection(accepted)) => thread.serve(accepted),
+            Some(Job::Listen(bound)) => {
+                let (metrics, stopping) = (thread.metrics.clone(), thread.stopping.clone());
+                tokio::task::spawn_local(accept::run(bound, jobs.clone(), metrics, stopping));
+            }
+            None => break,
+        }
+    }
+    let drained = async {
+        while thread.connections.get() > 0 {
+            thread.idle.notified().await;
+        }
+    };
+    if tokio::time::timeout(thread.options.grace, drained).await.is_err() {
+        tracing::warn!(connections = thread.connections.get() as u64, "closing connections whose calls have not ended");
+    }
+}
+
+impl<D: FrontDoor> Thread<D> {
+    fn serve(self: &Rc<Self>, accepted: Accepted) {
+        self.connections.set(self.connections.get() + 1);
+        let thread = self.clone();
+        tokio::task::spawn_local(async move {
+            connection::serve(thread.clone(), accepted).await;
+            // Counted up by the acceptor, which looks for the thread that has fewest.
+            thread.counters.connections.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+            thread.connections.set(thread.connections.get() - 1);
+            thread.idle.notify_one();
+        });
+    }
+}

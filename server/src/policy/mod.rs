@@ -1,1 +1,6 @@
-//! Placeholder.
+//! What looks at time and size and then acts: leases that are over, history that may go, log that may be released.
+//! Proposes like any client; never part of apply.
+
+pub mod lessor;
+pub mod upkeep;
+pub mod wheel;

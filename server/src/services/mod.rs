@@ -1,1 +1,332 @@
-//! Placeholder.
+//! The front door of one net thread: what every request passes (protocol checks, the request's own checks, identity),
+//! the service that answers it, and the thread's loop behind the sockets: command batches, answers, waiting readers and
+//! the watchers' turn. Knows no transport.
+//!
+//! Reading order: this file, [`batcher`], [`check`], then one file a service.
+
+pub mod batcher;
+pub mod check;
+
+pub mod cluster;
+pub mod health;
+pub mod kv;
+pub mod lease;
+pub mod maintenance;
+pub mod watch;
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use daymark_raft::Handle;
+use daymark_storage::mvcc::Keyspace;
+use futures_util::FutureExt;
+use prost::Message;
+use tokio::time::Instant;
+
+use daymark_api::etcdserverpb as pb;
+
+use crate::command::{Identity, Kind, MemberAttributes};
+use crate::error::Error;
+use crate::limits;
+use crate::mailbox::{CommandResult, Mailbox};
+use crate::policy::lessor::Lessor;
+use crate::request::{Context, Reply, Request};
+use crate::views::Views;
+use crate::watch::WatchTurn;
+
+use batcher::Batcher;
+
+/// What clients are told this server is; etcd's version whose behaviour it has.
+pub const VERSION: &str = "3.7.1";
+/// The storage version that goes with it.
+pub const STORAGE_VERSION: &str = "3.7.0";
+
+/// Values of the configuration that services look at.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Most bytes of a replicated request.
+    pub max_request_bytes: usize,
+    /// Most operations of a transaction.
+    pub max_txn_ops: usize,
+    /// Election timeout.
+    pub election: Duration,
+    /// Shown by Status; 0 or less: not limited.
+    pub quota_bytes: i64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let election = Duration::from_millis(1000);
+        Self { max_request_bytes: 1_572_864, max_txn_ops: 128, election, quota_bytes: 2 << 30 }
+    }
+}
+
+impl Settings {
+    /// How long a request may wait for raft: one leader change fits in.
+    pub fn request_timeout(&self) -> Duration {
+        Duration::from_secs(5) + 2 * self.election
+    }
+
+    /// Shortest TTL that a lease gets, in seconds: it must outlive the choice of a leader.
+    pub fn lease_ttl_secs_min(&self) -> i64 {
+        (self.election.as_millis() * 3).div_ceil(2000) as i64
+    }
+}
+
+/// What the doors of all net threads share.
+pub struct Member {
+    pub views: Arc<Views>,
+    pub raft: Handle,
+    pub lessor: Arc<Lessor>,
+    pub settings: Settings,
+}
+
+/// The front door of one net thread. Whoever accepts connections calls [`Door::call`] for each request and keeps
+/// [`Door::run`] running beside.
+pub struct Door {
+    member: Arc<Member>,
+    mailbox: Arc<Mailbox>,
+    batcher: Batcher,
+    /// Readers that wait until the applied index reaches theirs.
+    readers: RefCell<Vec<(u64, Waker)>>,
+    watch: RefCell<Option<Rc<RefCell<dyn WatchTurn>>>>,
+}
+
+/// Decides whether the caller may do what it asks, and as whom it is replicated. The one place for that; nobody has an
+/// identity until users can be added.
+fn authorize(_context: &Context, _request: &Request) -> Result<Option<Identity>, Error> {
+    Ok(None)
+}
+
+impl Door {
+    /// The door of net thread number `thread`.
+    pub fn new(member: Arc<Member>, thread: usize) -> Rc<Self> {
+        let mailbox = member.views.mailboxes[thread].clone();
+        let raft = member.raft.clone();
+        let timeout = member.settings.request_timeout();
+        let batcher = Batcher::new(mailbox.clone(), timeout, Box::new(move |batch| raft.propose(batch)));
+        Rc::new(Self { member, mailbox, batcher, readers: RefCell::default(), watch: RefCell::default() })
+    }
+
+    /// Sets who gets applied batches and a turn after them.
+    pub fn attach_watch(&self, watch: Rc<RefCell<dyn WatchTurn>>) {
+        *self.watch.borrow_mut() = Some(watch);
+    }
+
+    /// The member behind it.
+    pub fn member(&self) -> &Arc<Member> {
+        &self.member
+    }
+
+    /// What is published.
+    pub fn views(&self) -> &Arc<Views> {
+        &self.member.views
+    }
+
+    /// The thread's loop: seals command batches, hands out answers, wakes readers, gives watchers their turn. Never
+    /// returns.
+    pub async fn run(&self) {
+        let tick = async {
+            loop {
+                tokio::time::sleep(limits::NET_TICK).await;
+                self.batcher.expire(Instant::now());
+                self.turn();
+            }
+        };
+        let mail = async {
+            loop {
+                if self.mailbox.wait().now_or_never().is_some() {
+                    // Woken again since the last round: other tasks have their share first.
+                    tokio::task::yield_now().await;
+                } else {
+                    self.mailbox.wait().await;
+                }
+                self.handle_mail();
+            }
+        };
+        tokio::join!(self.batcher.run(), mail, tick);
+    }
+
+    /// Answers one unary call.
+    pub async fn call(&self, context: Context, request: Request) -> Result<Reply, Error> {
+        self.check_context(&context)?;
+        self.check_request(&request)?;
+        let identity = authorize(&context, &request)?;
+        let mut reply = match request {
+            Request::Put(put) => self.propose(Kind::Put, identity, &put).await?,
+            Request::Range(range) => Reply::Range(self.range(&range).await?),
+            Request::Txn(txn) => self.txn(identity, txn).await?,
+            Request::DeleteRange(delete) => self.propose(Kind::DeleteRange, identity, &delete).await?,
+            Request::Compact(compact) => self.compact(identity, compact).await?,
+            Request::LeaseGrant(grant) => self.lease_grant(identity, grant).await?,
+            Request::LeaseRevoke(revoke) => self.propose(Kind::LeaseRevoke, identity, &revoke).await?,
+            Request::LeaseTimeToLive(request) => Reply::LeaseTimeToLive(self.lease_time_to_live(&request).await?),
+            Request::LeaseLeases(_) => Reply::LeaseLeases(self.lease_leases()?),
+            Request::MemberList(request) => Reply::MemberList(self.member_list(&request).await?),
+            Request::Alarm(alarm) => self.alarm(identity, alarm).await?,
+            Request::Status(_) => Reply::Status(self.status()?),
+            Request::Defragment(_) => Reply::Defragment(self.defragment()),
+        };
+        self.fill_header(&mut reply);
+        Ok(reply)
+    }
+
+    /// What is checked before any call or stream: client API version, then whether a leader is wanted.
+    pub fn check_context(&self, context: &Context) -> Result<(), Error> {
+        if matches!(context.client_api_version, Some(Err(_))) {
+            return Err(Error::InvalidClientApiVersion);
+        }
+        if context.requires_leader && !self.has_leader() {
+            return Err(Error::NoLeader);
+        }
+        Ok(())
+    }
+
+    /// A whole response header.
+    pub fn header(&self, revision: i64) -> pb::ResponseHeader {
+        let views = &self.member.views;
+        pb::ResponseHeader {
+            cluster_id: views.cluster_id,
+            member_id: views.member_id,
+            revision,
+            raft_term: self.member.raft.term(),
+        }
+    }
+
+    /// Publishes this member's name and client URLs.
+    pub async fn publish_attributes(&self, attributes: &MemberAttributes) -> Result<(), Error> {
+        self.propose(Kind::MemberAttributes, None, attributes).await.map(|_| ())
+    }
+
+    /// Replicates a command; resolves to what apply answered.
+    pub async fn propose(&self, kind: Kind, identity: Option<Identity>, message: &impl Message) -> CommandResult {
+        check::size(message, self.member.settings.max_request_bytes)?;
+        self.batcher.submit(kind, identity.as_ref(), message)?.await
+    }
+
+    /// Replicates a command of this member's own, which no client's limit binds.
+    pub async fn propose_own(&self, kind: Kind, message: &impl Message) -> CommandResult {
+        self.batcher.submit(kind, None, message)?.await
+    }
+
+    fn check_request(&self, request: &Request) -> Result<(), Error> {
+        match request {
+            Request::Range(range) => check::range(range),
+            Request::Put(put) => check::put(put),
+            Request::DeleteRange(delete) => check::delete_range(delete),
+            Request::Txn(txn) => check::txn(txn, self.member.settings.max_txn_ops),
+            _ => Ok(()),
+        }
+    }
+
+    fn keyspace(&self) -> &Keyspace {
+        &self.member.views.keyspace
+    }
+
+    /// Waits until the published state holds everything that was acknowledged before this call, on any member.
+    async fn read_barrier(&self) -> Result<(), Error> {
+        // A lone voter that leads: what is published is enough, from moments after the start.
+        if let Some(index) = self.member.raft.read_barrier_now()
+            && self.member.views.applied_index() >= index
+        {
+            return Ok(());
+        }
+        let confirmed = async {
+            let index = self.member.raft.read_barrier().await?;
+            self.wait_applied(index).await;
+            Ok(())
+        };
+        let timeout = self.member.settings.request_timeout();
+        tokio::time::timeout(timeout, confirmed).await.unwrap_or(Err(Error::TimedOut))
+    }
+
+    /// Waits until the applied index reaches `index`.
+    async fn wait_applied(&self, index: u64) {
+        poll_fn(|context| {
+            if self.member.views.applied_index() >= index {
+                return Poll::Ready(());
+            }
+            self.readers.borrow_mut().push((index, context.waker().clone()));
+            self.mailbox.want_applied(true);
+            // Apply may have passed it before it saw that somebody waits. A waker left behind wakes for nothing, once.
+            match self.member.views.applied_index() >= index {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        })
+        .await;
+    }
+
+    fn handle_mail(&self) {
+        while let Some(replies) = self.mailbox.pop_replies() {
+            self.batcher.handle_replies(replies);
+        }
+        self.wake_readers();
+        let watch = self.watch.borrow().clone();
+        while let Some(batch) = self.mailbox.pop_applied() {
+            if let Some(watch) = &watch {
+                watch.borrow_mut().handle_applied(batch);
+            }
+        }
+        self.turn();
+    }
+
+    fn turn(&self) {
+        let watch = self.watch.borrow().clone();
+        if let Some(watch) = watch {
+            watch.borrow_mut().turn();
+        }
+    }
+
+    fn wake_readers(&self) {
+        let mut readers = self.readers.borrow_mut();
+        if readers.is_empty() {
+            return;
+        }
+        let applied = self.member.views.applied_index();
+        readers.extract_if(.., |(index, _)| *index <= applied).for_each(|(_, waker)| waker.wake());
+        if readers.is_empty() {
+            self.mailbox.want_applied(false);
+        }
+    }
+
+    /// Ids and term of this member; the revision came with the reply.
+    fn fill_header(&self, reply: &mut Reply) {
+        let header = match reply {
+            Reply::Range(reply) => &mut reply.header,
+            Reply::Put(reply) => &mut reply.header,
+            Reply::DeleteRange(reply) => &mut reply.header,
+            Reply::Txn(reply) => &mut reply.header,
+            Reply::Compact(reply) => &mut reply.header,
+            Reply::LeaseGrant(reply) => &mut reply.header,
+            Reply::LeaseRevoke(reply) => &mut reply.header,
+            Reply::LeaseTimeToLive(reply) => &mut reply.header,
+            Reply::LeaseLeases(reply) => &mut reply.header,
+            Reply::MemberList(reply) => &mut reply.header,
+            Reply::Alarm(reply) => &mut reply.header,
+            Reply::Status(reply) => &mut reply.header,
+            Reply::Defragment(reply) => &mut reply.header,
+        };
+        if let Some(header) = header {
+            *header = self.header(header.revision);
+        }
+    }
+}
+
+/// A header with a revision only; [`Door::call`] fills in the rest.
+fn header(revision: i64) -> Option<pb::ResponseHeader> {
+    Some(pb::ResponseHeader { revision, ..pb::ResponseHeader::default() })
+}
+
+/// Runs something that may wait for the disk on the pool.
+async fn on_pool<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) if error.is_cancelled() => Err(Error::Stopped),
+        Err(error) => Err(Error::Internal(error.to_string())),
+    }
+}

@@ -1,1 +1,352 @@
-//! Placeholder.
+//! The replicated state: what a command does. Deterministic and synchronous: the same commands in the same order give
+//! the same state and the same answers on every member, however they are grouped into write batches. Knows no clock,
+//! no randomness, no configuration, no raft and no watchers.
+//!
+//! Reading order: this file (one command), [`txn`], the tables [`lease`], [`alarms`], [`members`].
+
+pub mod alarms;
+pub mod lease;
+pub mod members;
+pub mod txn;
+
+use std::mem;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use daymark_storage::mvcc::{Event, KeyRange, KeyValue, Keyspace, ReadError, TxnChanges, WriteTxn, Writer};
+use daymark_storage::{Result, StorageError};
+
+use daymark_api::etcdserverpb as pb;
+
+use crate::command::{Command, Identity, LeaseExpire};
+use crate::error::Error;
+use crate::mailbox::CommandResult;
+use crate::query;
+use crate::request::Reply;
+
+use alarms::Alarms;
+use lease::{LeaseChange, LeaseFact, LeaseMove, LeaseTable};
+use members::Members;
+
+/// What a command failed with: the client's error, the same on every member; or one of this machine, which stops it.
+#[derive(Debug)]
+pub enum Failure {
+    Client(Error),
+    Machine(StorageError),
+}
+
+/// What commands did beside their answers, gathered until the write batch is committed.
+#[derive(Default)]
+pub struct Effects {
+    /// Changes of keys, in order. Empty unless they were asked for.
+    pub events: Vec<Event>,
+    /// Changes of the lease table, in order.
+    pub leases: Vec<LeaseChange>,
+    /// The alarm set, if it has changed.
+    pub alarms: Option<Arc<Vec<pb::AlarmMember>>>,
+    /// The member list, if it has changed.
+    pub members: Option<Arc<Vec<pb::Member>>>,
+}
+
+/// Tables beside the keyspace, and the rules of every command.
+///
+/// Invariants: what is in memory here is what the tables hold with the write batch in progress; a key is attached to
+/// the lease that its newest record names, and to no other.
+pub struct State {
+    leases: LeaseTable,
+    alarms: Alarms,
+    members: Members,
+    effects: Effects,
+    wants_events: bool,
+    /// Attachments that the command in progress changes; written once it is certain.
+    moves: Vec<LeaseMove>,
+}
+
+impl State {
+    /// Reads the tables that `keyspace` holds.
+    pub fn open(keyspace: &Keyspace) -> Result<Self> {
+        let (leases, alarms, members) =
+            (LeaseTable::open(keyspace)?, Alarms::open(keyspace)?, Members::open(keyspace)?);
+        Ok(Self { leases, alarms, members, effects: Effects::default(), wants_events: true, moves: Vec::new() })
+    }
+
+    /// Whether events are gathered for watchers.
+    pub fn want_events(&mut self, want: bool) {
+        self.wants_events = want;
+    }
+
+    /// What was done since the last call.
+    pub fn take_effects(&mut self) -> Effects {
+        mem::take(&mut self.effects)
+    }
+
+    /// Leases that exist, alarms and members: what is published at start.
+    pub fn leases(&self) -> &LeaseTable {
+        &self.leases
+    }
+
+    /// As [`State::leases`].
+    pub fn alarms(&self) -> &Alarms {
+        &self.alarms
+    }
+
+    /// As [`State::leases`].
+    pub fn members(&self) -> &Members {
+        &self.members
+    }
+
+    /// Keeps raft's latest membership.
+    pub fn set_membership(&mut self, writer: &mut Writer, bytes: Bytes) -> Result<()> {
+        self.members.set_membership(writer, bytes)?;
+        self.effects.members = Some(self.members.list());
+        Ok(())
+    }
+
+    /// Applies one command. The outer error stops the member; the inner result is the answer, its header holding the
+    /// revision only. A command that is refused leaves no trace.
+    pub fn apply(
+        &mut self,
+        writer: &mut Writer,
+        _identity: Option<&Identity>,
+        command: Command,
+    ) -> Result<CommandResult> {
+        let result = match command {
+            Command::Put(put) => self.put(writer, put),
+            Command::DeleteRange(delete) => self.delete_range(writer, delete),
+            Command::Txn(txn) => self.txn(writer, txn),
+            Command::Compact(compact) => self.compact(writer, &compact),
+            Command::LeaseGrant(grant) => self.lease_grant(writer, &grant),
+            Command::LeaseRevoke(revoke) => self.lease_revoke(writer, revoke.id),
+            Command::LeaseExpire(expire) => self.lease_expire(writer, &expire),
+            Command::Alarm(alarm) => self.alarm(writer, &alarm),
+            Command::MemberAttributes(attributes) => {
+                self.members.set_attributes(writer, attributes);
+                self.effects.members = Some(self.members.list());
+                let members = self.members.list().to_vec();
+                Ok(Reply::MemberList(pb::MemberListResponse { header: header(0), members }))
+            }
+        };
+        match result {
+            Ok(reply) => Ok(Ok(reply)),
+            Err(Failure::Client(error)) => Ok(Err(error)),
+            Err(Failure::Machine(error)) => Err(error),
+        }
+    }
+
+    fn put(&mut self, writer: &mut Writer, put: pb::PutRequest) -> std::result::Result<Reply, Failure> {
+        self.refuse_for_alarms(true)?;
+        let mut txn = writer.begin();
+        let wants_prev = put.prev_kv;
+        check_put(&self.leases, &mut txn, &put)?;
+        let previous = do_put(&mut txn, put, &mut self.moves)?;
+        let prev_kv = if wants_prev { previous.map(query::pair) } else { None };
+        let changes = txn.finish();
+        let revision = self.keep(writer, changes);
+        Ok(Reply::Put(pb::PutResponse { header: header(revision), prev_kv }))
+    }
+
+    fn delete_range(
+        &mut self,
+        writer: &mut Writer,
+        delete: pb::DeleteRangeRequest,
+    ) -> std::result::Result<Reply, Failure> {
+        self.refuse_for_alarms(false)?;
+        let mut txn = writer.begin();
+        let mut response = do_delete(&mut txn, &delete, &mut self.moves)?;
+        let changes = txn.finish();
+        response.header = header(self.keep(writer, changes));
+        Ok(Reply::DeleteRange(response))
+    }
+
+    fn txn(&mut self, writer: &mut Writer, request: pb::TxnRequest) -> std::result::Result<Reply, Failure> {
+        self.refuse_for_alarms(txn::contains_put(&request))?;
+        let compact_revision = writer.latest_compact_revision();
+        let mut txn = writer.begin();
+        let executed = txn::execute(&mut txn, request, &self.leases, compact_revision, &mut self.moves);
+        let mut response = match executed {
+            Ok(response) => response,
+            Err(failure) => {
+                // The transaction is dropped, and with it whatever it had written.
+                self.moves.clear();
+                return Err(failure);
+            }
+        };
+        let changes = txn.finish();
+        response.header = header(self.keep(writer, changes));
+        Ok(Reply::Txn(response))
+    }
+
+    fn compact(&mut self, writer: &mut Writer, request: &pb::CompactionRequest) -> std::result::Result<Reply, Failure> {
+        self.refuse_for_alarms(false)?;
+        writer.compact(request.revision)?;
+        Ok(Reply::Compact(pb::CompactionResponse { header: header(writer.latest_revision()) }))
+    }
+
+    fn lease_grant(
+        &mut self,
+        writer: &mut Writer,
+        request: &pb::LeaseGrantRequest,
+    ) -> std::result::Result<Reply, Failure> {
+        self.refuse_for_alarms(true)?;
+        let lease = LeaseFact { id: request.id, ttl_secs: request.ttl };
+        self.leases.grant(writer, lease).map_err(Failure::Client)?;
+        self.effects.leases.push(LeaseChange::Granted(lease));
+        let header = header(writer.latest_revision());
+        let (id, ttl, error) = (lease.id, lease.ttl_secs, String::new());
+        Ok(Reply::LeaseGrant(pb::LeaseGrantResponse { header, id, ttl, error }))
+    }
+
+    fn lease_revoke(&mut self, writer: &mut Writer, id: i64) -> std::result::Result<Reply, Failure> {
+        self.refuse_for_alarms(false)?;
+        if !self.leases.contains(id) {
+            return Err(Failure::Client(Error::LeaseNotFound));
+        }
+        self.revoke(writer, id)?;
+        Ok(Reply::LeaseRevoke(pb::LeaseRevokeResponse { header: header(writer.latest_revision()) }))
+    }
+
+    /// Leases that have gone meanwhile are left out: the lessor may say the same thing twice.
+    fn lease_expire(&mut self, writer: &mut Writer, expire: &LeaseExpire) -> std::result::Result<Reply, Failure> {
+        self.refuse_for_alarms(false)?;
+        for id in &expire.ids {
+            if self.leases.contains(*id) {
+                self.revoke(writer, *id)?;
+            }
+        }
+        Ok(Reply::LeaseRevoke(pb::LeaseRevokeResponse { header: header(writer.latest_revision()) }))
+    }
+
+    /// Ends a lease that exists: all of its keys go in one revision, in order.
+    fn revoke(&mut self, writer: &mut Writer, id: i64) -> Result<()> {
+        let keys = self.leases.revoke(writer, id)?;
+        self.effects.leases.push(LeaseChange::Revoked(id));
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let mut txn = writer.begin();
+        for key in &keys {
+            let previous = txn.delete(key)?;
+            match previous {
+                Some(previous) if previous.lease == id => detach(previous, &mut self.moves),
+                other => {
+                    let what = format!("key {key:?} is attached to lease {id:x}, but its record says {other:?}");
+                    return Err(StorageError::Invariant { what });
+                }
+            }
+        }
+        let changes = txn.finish();
+        self.keep(writer, changes);
+        Ok(())
+    }
+
+    fn alarm(&mut self, writer: &mut Writer, request: &pb::AlarmRequest) -> std::result::Result<Reply, Failure> {
+        let (alarms, changed) = self.alarms.apply(writer, request);
+        if changed {
+            self.effects.alarms = Some(self.alarms.list());
+        }
+        Ok(Reply::Alarm(pb::AlarmResponse { header: header(writer.latest_revision()), alarms }))
+    }
+
+    /// CORRUPT refuses every write, NOSPACE those that take space.
+    fn refuse_for_alarms(&self, takes_space: bool) -> std::result::Result<(), Failure> {
+        if self.alarms.corrupt() {
+            return Err(Failure::Client(Error::Corrupt));
+        }
+        if takes_space && self.alarms.no_space() {
+            return Err(Failure::Client(Error::NoSpace));
+        }
+        Ok(())
+    }
+
+    /// Takes over what a transaction has done; returns the revision.
+    fn keep(&mut self, writer: &mut Writer, changes: TxnChanges) -> i64 {
+        if !self.moves.is_empty() {
+            self.leases.move_keys(writer, &mut self.moves);
+        }
+        if self.wants_events {
+            self.effects.events.extend(changes.events);
+        }
+        changes.revision
+    }
+}
+
+/// A header as apply makes it: the net thread fills in the rest.
+fn header(revision: i64) -> Option<pb::ResponseHeader> {
+    Some(pb::ResponseHeader { revision, ..pb::ResponseHeader::default() })
+}
+
+/// What a put needs to find: its lease, and its key if it keeps something of it.
+fn check_put(leases: &LeaseTable, txn: &mut WriteTxn<'_>, put: &pb::PutRequest) -> std::result::Result<(), Failure> {
+    if put.lease != 0 && !leases.contains(put.lease) {
+        return Err(Failure::Client(Error::LeaseNotFound));
+    }
+    if (put.ignore_value || put.ignore_lease) && txn.get(&put.key)?.is_none() {
+        return Err(Failure::Client(Error::KeyNotFound));
+    }
+    Ok(())
+}
+
+fn do_put(
+    txn: &mut WriteTxn<'_>,
+    put: pb::PutRequest,
+    moves: &mut Vec<LeaseMove>,
+) -> std::result::Result<Option<KeyValue>, Failure> {
+    let (mut value, mut lease) = (put.value, put.lease);
+    if put.ignore_value || put.ignore_lease {
+        // Gone since the check only if the same transaction has deleted it; etcd crashes there.
+        let kept = txn.get(&put.key)?.ok_or(Failure::Client(Error::KeyNotFound))?;
+        if put.ignore_value {
+            value = kept.value;
+        }
+        if put.ignore_lease {
+            lease = kept.lease;
+        }
+    }
+    let previous = txn.put(put.key.clone(), value, lease)?;
+    let from = previous.as_ref().map_or(0, |previous| previous.lease);
+    if from != lease {
+        moves.push(LeaseMove { key: put.key, from, to: lease });
+    }
+    Ok(previous)
+}
+
+fn do_delete(
+    txn: &mut WriteTxn<'_>,
+    delete: &pb::DeleteRangeRequest,
+    moves: &mut Vec<LeaseMove>,
+) -> std::result::Result<pb::DeleteRangeResponse, Failure> {
+    let gone = match delete.range_end.is_empty() {
+        true => Vec::from_iter(txn.delete(&delete.key)?),
+        false => txn.delete_range(&KeyRange::from_wire(&delete.key, &delete.range_end))?,
+    };
+    let mut response = pb::DeleteRangeResponse { deleted: gone.len() as i64, ..Default::default() };
+    for kv in gone {
+        if delete.prev_kv {
+            response.prev_kvs.push(query::pair(kv.clone()));
+        }
+        detach(kv, moves);
+    }
+    Ok(response)
+}
+
+fn detach(gone: KeyValue, moves: &mut Vec<LeaseMove>) {
+    if gone.lease != 0 {
+        moves.push(LeaseMove { key: gone.key, from: gone.lease, to: 0 });
+    }
+}
+
+impl From<StorageError> for Failure {
+    fn from(error: StorageError) -> Self {
+        Self::Machine(error)
+    }
+}
+
+impl From<ReadError> for Failure {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Compacted => Self::Client(Error::Compacted),
+            ReadError::Future => Self::Client(Error::FutureRevision),
+            ReadError::Storage(error) => Self::Machine(error),
+        }
+    }
+}

@@ -56,6 +56,11 @@ impl Ring {
         self.batches.front().map(|batch| batch.first_revision)
     }
 
+    /// Last revision that the ring holds.
+    pub fn last_revision(&self) -> Option<i64> {
+        self.batches.back().map(|batch| batch.last_revision)
+    }
+
     /// Batches that hold `revision` or later ones, oldest first; `None` if some of that has left the ring.
     pub fn from(&self, revision: i64) -> Option<impl Iterator<Item = &Arc<AppliedBatch>>> {
         if self.first_revision()? > revision {

@@ -1,0 +1,362 @@
+//! Runs one kind of unary call many times: threads, connections, clients, in closed or open loop. Knows neither what the
+//! calls mean nor how results are shown.
+//!
+//! A client is one task that loops. A thread is a current-thread runtime with its share of connections and clients; all
+//! draw operation numbers from one counter.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
+use tokio::{runtime, sync::Semaphore, task::JoinSet, time};
+
+use crate::{
+    cli::CommonArgs,
+    h2_client::{CallError, Connection},
+    histogram::Recorder,
+    pacing::{Schedule, Timer},
+    progress::{PERIOD, Progress},
+    report::Cost,
+    target,
+};
+
+/// One kind of operation.
+pub trait Workload: Send + Sync + 'static {
+    /// gRPC path of the method.
+    fn path(&self) -> &'static str;
+    /// The framed request of operation number `op`.
+    fn request(&self, op: u64) -> Bytes;
+    /// Looks at the answer to `op`: keys in it, or what is wrong with it.
+    fn check(&self, op: u64, answer: Bytes) -> Result<u64, CallError>;
+    /// Waits for what goes on after the last answer and still belongs to the run.
+    fn settle(&self) {}
+}
+
+/// What a run gave.
+pub struct Outcome {
+    pub recorder: Recorder,
+    pub elapsed: Duration,
+    pub cost: Cost,
+}
+
+/// What all threads share.
+struct Shared {
+    total: u64,
+    deadline: Option<Duration>,
+    /// Next operation number to draw.
+    next: AtomicU64,
+    /// Operations that have ended, for the progress bar.
+    ended: AtomicU64,
+    /// Set when the run is given up.
+    give_up: AtomicBool,
+}
+
+/// Runs the load.
+pub fn run(args: &CommonArgs, workload: Arc<dyn Workload>) -> Result<Outcome> {
+    ensure!(args.total > 0 || args.duration.is_some(), "--total 0 needs --duration");
+    ensure!(args.rate >= 0.0 && args.rate.is_finite(), "--rate must not be negative");
+    ensure!(
+        args.threads <= args.conns && args.threads <= args.clients,
+        "--threads needs as many --conns and --clients"
+    );
+    let addresses = target::addresses(&args.endpoints)?;
+    let shared = Arc::new(Shared {
+        total: if args.total == 0 { u64::MAX } else { args.total },
+        deadline: args.duration,
+        next: AtomicU64::new(0),
+        ended: AtomicU64::new(0),
+        give_up: AtomicBool::new(false),
+    });
+    let (ready, are_ready) = mpsc::channel();
+    let (done, are_done) = mpsc::channel();
+    let mut threads = Vec::new();
+    for number in 0..args.threads {
+        let (go, wait) = mpsc::channel();
+        let load = ThreadLoad {
+            shared: shared.clone(),
+            workload: workload.clone(),
+            addresses: share(args.conns, args.threads, number)
+                .map(|conn| addresses[conn as usize % addresses.len()].clone())
+                .collect(),
+            clients: share(args.clients, args.threads, number).count(),
+            rate: args.rate / f64::from(args.threads),
+        };
+        let (ready, done) = (ready.clone(), done.clone());
+        let name = format!("load {number}");
+        thread::Builder::new().name(name).spawn(move || load.run(ready, &wait, done))?;
+        threads.push(go);
+    }
+    // Only the threads hold them now, so that one that panics is noticed.
+    drop((ready, done));
+    for _ in &threads {
+        are_ready.recv().context("a load thread ended before it was ready")??;
+    }
+    let cost = Cost::before(&args.pid)?;
+    let start = Instant::now();
+    for go in &threads {
+        go.send(start).context("a load thread ended before the start")?;
+    }
+    let mut recorder = Recorder::new();
+    for results in watch_over(args, &shared, &are_done)? {
+        recorder.merge(&results?);
+    }
+    let elapsed = start.elapsed();
+    workload.settle();
+    if shared.give_up.load(Ordering::Relaxed) {
+        recorder.fail(format!("given up: nothing was answered for {:?}", args.stall_timeout));
+    }
+    let cost = cost.after(recorder.succeeded)?;
+    // The threads live until here, so that their context switches are still there to be counted.
+    drop(threads);
+    Ok(Outcome { recorder, elapsed, cost })
+}
+
+/// The numbers out of `0..all` that belong to thread `number`.
+fn share(all: u32, threads: u32, number: u32) -> impl Iterator<Item = u32> {
+    (number..all).step_by(threads as usize)
+}
+
+/// Draws the progress bar until all threads have handed in their results. Has them give up when nothing is answered any
+/// more.
+fn watch_over(
+    args: &CommonArgs,
+    shared: &Shared,
+    done: &mpsc::Receiver<Result<Recorder>>,
+) -> Result<Vec<Result<Recorder>>> {
+    let mut progress = Progress::new(args.total);
+    let mut results = Vec::new();
+    let (mut ended_last, mut since) = (0, Instant::now());
+    while results.len() < args.threads as usize {
+        match done.recv_timeout(PERIOD) {
+            Ok(result) => results.push(result),
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+            Err(mpsc::RecvTimeoutError::Disconnected) => bail!("a load thread panicked"),
+        }
+        let ended = shared.ended.load(Ordering::Relaxed);
+        progress.update(ended);
+        if ended != ended_last {
+            (ended_last, since) = (ended, Instant::now());
+        }
+        if since.elapsed() > args.stall_timeout {
+            shared.give_up.store(true, Ordering::Relaxed);
+        }
+    }
+    progress.finish();
+    Ok(results)
+}
+
+/// The part of one thread.
+struct ThreadLoad {
+    shared: Arc<Shared>,
+    workload: Arc<dyn Workload>,
+    /// An address for each connection.
+    addresses: Vec<String>,
+    clients: usize,
+    /// Operations per second; 0: closed loop.
+    rate: f64,
+}
+
+impl ThreadLoad {
+    /// Connects, reports that, waits for the start, runs, hands in the results, and stays until it is dismissed.
+    fn run(
+        self,
+        ready: mpsc::Sender<Result<()>>,
+        wait: &mpsc::Receiver<Instant>,
+        done: mpsc::Sender<Result<Recorder>>,
+    ) {
+        let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return drop(ready.send(Err(error.into()))),
+        };
+        let connections = match runtime.block_on(self.connect()) {
+            Ok(connections) => connections,
+            Err(error) => return drop(ready.send(Err(error))),
+        };
+        // Whoever does not wait for a message here has failed already and says why.
+        let _ = ready.send(Ok(()));
+        let Ok(start) = wait.recv() else { return };
+        let _ = done.send(runtime.block_on(self.drive(connections, start)));
+        drop(done);
+        let _ = wait.recv();
+    }
+
+    async fn connect(&self) -> Result<Vec<Arc<Connection>>> {
+        let mut connections = Vec::with_capacity(self.addresses.len());
+        for address in &self.addresses {
+            let opened = Connection::open(address).await;
+            connections.push(opened.with_context(|| format!("cannot connect to {address}"))?);
+        }
+        Ok(connections)
+    }
+
+    async fn drive(self, connections: Vec<Arc<Connection>>, start: Instant) -> Result<Recorder> {
+        let recorder = Arc::new(Mutex::new(Recorder::new()));
+        let pace = (self.rate > 0.0).then(|| Arc::new(Pace::new(self.rate)));
+        let mut tasks = JoinSet::new();
+        for number in 0..self.clients {
+            let client = LoadClient {
+                shared: self.shared.clone(),
+                workload: self.workload.clone(),
+                connection: connections[number % connections.len()].clone(),
+                recorder: recorder.clone(),
+                pace: pace.clone(),
+                start,
+            };
+            tasks.spawn(client.run());
+        }
+        if let Some(pace) = pace {
+            tasks.spawn(pace.release(self.shared.clone(), self.clients, start));
+        }
+        let mut look = time::interval(PERIOD);
+        loop {
+            tokio::select! {
+                ended = tasks.join_next() => match ended {
+                    Some(outcome) => outcome.context("a client panicked")?,
+                    None => break,
+                },
+                _ = look.tick() => if self.shared.give_up.load(Ordering::Relaxed) { break },
+            }
+        }
+        let mut results = recorder.lock().expect("no client panicked");
+        Ok(std::mem::replace(&mut results, Recorder::new()))
+    }
+}
+
+/// Hands out operations when they are due.
+struct Pace {
+    schedule: Schedule,
+    /// One permit for each operation that is due and not yet begun.
+    due: Semaphore,
+    /// Operations of this thread that have begun.
+    begun: AtomicU64,
+}
+
+impl Pace {
+    fn new(rate: f64) -> Self {
+        Self { schedule: Schedule::new(rate), due: Semaphore::new(0), begun: AtomicU64::new(0) }
+    }
+
+    /// Waits for the next operation; returns when it was due, relative to the start.
+    async fn next(&self) -> Duration {
+        self.due.acquire().await.expect("never closed").forget();
+        self.schedule.due(self.begun.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Releases operations on schedule until the run is over, and then each client once more so that it notices.
+    async fn release(self: Arc<Self>, shared: Arc<Shared>, clients: usize, start: Instant) {
+        let mut timer = Timer::new().expect("the kernel has timers");
+        let mut released = 0_u64;
+        while !shared.over(start.elapsed()) {
+            let now = start.elapsed();
+            let mut count = 0;
+            while self.schedule.due(released) <= now {
+                released += 1;
+                count += 1;
+            }
+            self.due.add_permits(count);
+            timer.wait_until(start + self.schedule.due(released)).await.expect("the timer works");
+        }
+        self.due.add_permits(clients);
+    }
+}
+
+impl Shared {
+    /// Whether no further operation may begin.
+    fn over(&self, elapsed: Duration) -> bool {
+        self.next.load(Ordering::Relaxed) >= self.total || self.deadline.is_some_and(|deadline| elapsed >= deadline)
+    }
+
+    fn draw(&self, elapsed: Duration) -> Option<u64> {
+        if self.over(elapsed) {
+            return None;
+        }
+        let op = self.next.fetch_add(1, Ordering::Relaxed);
+        (op < self.total).then_some(op)
+    }
+}
+
+/// One client: an operation after the other.
+struct LoadClient {
+    shared: Arc<Shared>,
+    workload: Arc<dyn Workload>,
+    connection: Arc<Connection>,
+    recorder: Arc<Mutex<Recorder>>,
+    pace: Option<Arc<Pace>>,
+    start: Instant,
+}
+
+impl LoadClient {
+    async fn run(self) {
+        let mut sender = self.connection.sender().await;
+        let head = self.connection.head(self.workload.path());
+        let mut now = self.start.elapsed();
+        loop {
+            let due = match &self.pace {
+                Some(pace) => pace.next().await,
+                None => now,
+            };
+            let Some(op) = self.shared.draw(now) else { return };
+            let outcome = sender.unary(&head, self.workload.request(op)).await;
+            now = self.start.elapsed();
+            let outcome = outcome.and_then(|answer| {
+                let bytes = answer.len() as u64;
+                Ok((bytes, self.workload.check(op, answer)?))
+            });
+            let broken = matches!(outcome, Err(CallError::Broken(_)));
+            self.record(outcome, due, now);
+            if broken && let Err(error) = self.connection.reopen(&mut sender).await {
+                self.recorder.lock().expect("no client panicked").fail(format!("reconnecting: {error}"));
+            }
+        }
+    }
+
+    fn record(&self, outcome: Result<(u64, u64), CallError>, due: Duration, now: Duration) {
+        self.shared.ended.fetch_add(1, Ordering::Relaxed);
+        let mut recorder = self.recorder.lock().expect("no client panicked");
+        match outcome {
+            Ok((bytes, keys)) => {
+                recorder.succeed(now.saturating_sub(due), now);
+                recorder.answer_bytes += bytes;
+                recorder.answer_keys += keys;
+            }
+            Err(error) => recorder.fail(error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_connection_and_client_belongs_to_one_thread() {
+        let mut all: Vec<_> = (0..3).flat_map(|number| share(10, 3, number)).collect();
+        all.sort_unstable();
+        assert_eq!(all, (0..10).collect::<Vec<_>>());
+        assert_eq!(share(10, 3, 2).count(), 3);
+    }
+
+    #[test]
+    fn operations_are_drawn_up_to_the_total_and_the_deadline() {
+        let shared = |total, deadline| Shared {
+            total,
+            deadline,
+            next: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
+            give_up: AtomicBool::new(false),
+        };
+        let counted = shared(3, None);
+        assert_eq!((0..5).filter_map(|_| counted.draw(Duration::ZERO)).collect::<Vec<_>>(), [0, 1, 2]);
+        let timed = shared(u64::MAX, Some(Duration::from_secs(1)));
+        assert_eq!(timed.draw(Duration::from_millis(999)), Some(0));
+        assert_eq!(timed.draw(Duration::from_secs(1)), None);
+    }
+}

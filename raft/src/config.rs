@@ -1,0 +1,135 @@
+//! openraft's configuration, field by field, with the reason of each default that is changed; and the bounds of this
+//! crate's own queues. Not the command line: durations arrive checked from the server.
+
+use std::time::Duration;
+
+use openraft::{Config, ConfigError, SnapshotPolicy};
+
+/// Bounds of this crate's queues, all in one place.
+pub mod limits {
+    use std::time::Duration;
+
+    /// Commands committed but not yet applied, above which new batches are refused (etcd's `maxGapBetweenApplyAndCommitIndex`).
+    pub const COMMANDS_AHEAD_MAX: u64 = 5_000;
+    /// Command batches that wait for their apply; more are refused.
+    pub const PENDING_BATCHES_MAX: usize = 65_536;
+    /// Bytes of command batches that wait for their apply; more are refused.
+    pub const PENDING_BYTES_MAX: usize = 128 << 20;
+    /// Command batches handed over by net threads and not yet taken by the thread "raft".
+    pub const INBOX_BATCHES_MAX: usize = 16_384;
+    /// Bytes of the same.
+    pub const INBOX_BYTES_MAX: usize = 64 << 20;
+    /// Bytes of one command batch. A larger one is a mistake of the server, which bounds requests far below; it is
+    /// refused because an entry that does not fit into a segment of the log would stop the member.
+    pub const BATCH_BYTES_MAX: usize = 32 << 20;
+    /// Bytes of entries that wait for the log's thread, above which new batches are refused. An append that the log
+    /// refuses stops the member, so `LOG_QUEUE_BYTES_MAX + PENDING_BYTES_MAX` must stay below the log's own bound,
+    /// `WalOptions::queue_bytes_max`: what is admitted while the queue is just short of this one fits behind it.
+    pub const LOG_QUEUE_BYTES_MAX: u64 = 64 << 20;
+    /// Callers that wait for one read barrier.
+    pub const READ_WAITERS_MAX: usize = 65_536;
+    /// Payload bytes read from the log at once.
+    pub const READ_CHUNK_BYTES: u64 = 4 << 20;
+    /// Payload bytes handed to apply at once.
+    pub const SUBMIT_CHUNK_BYTES: usize = 4 << 20;
+    /// Payload bytes handed to apply and not yet applied, above which handing over pauses: a replay after a crash
+    /// must not pull the whole log into memory.
+    pub const SUBMIT_AHEAD_BYTES_MAX: u64 = 64 << 20;
+    /// How often a paused hand-over looks whether apply has moved.
+    pub const SUBMIT_PAUSE: Duration = Duration::from_millis(1);
+    /// How often deadlines of waiting batches are looked at. Also how late a time-out may be told.
+    pub const EXPIRY_INTERVAL: Duration = Duration::from_millis(250);
+    /// etcd's base of a proposal's time-out; twice the election time-out is added, so that one leader change fits.
+    pub const PROPOSE_TIMEOUT_BASE: Duration = Duration::from_secs(5);
+}
+
+/// How long a batch may wait for its apply before it is told [`TimedOut`](crate::ProposeError::TimedOut).
+pub(crate) fn propose_timeout(election: Duration) -> Duration {
+    limits::PROPOSE_TIMEOUT_BASE + 2 * election
+}
+
+/// `heartbeat` and `election` have the meaning of etcd's flags: a leader lost is noticed after one to two `election`.
+pub(crate) fn openraft_config(cluster_id: u64, heartbeat: Duration, election: Duration) -> Result<Config, ConfigError> {
+    let heartbeat_ms = millis(heartbeat);
+    let election_ms = millis(election);
+    // The whole struct is spelled out so that an upgrade that adds a field does not compile until it was looked at.
+    #[expect(deprecated, reason = "the field exists and a literal has to name it")]
+    let config = Config {
+        // Only a label in openraft's own log lines.
+        cluster_name: format!("{cluster_id:x}"),
+        // openraft campaigns after `max + rand(min, max)`, not after `rand(min, max)`. With max = election and
+        // min = election / 4 that is 1.25 to 2 election time-outs, inside etcd's span of 1 to 2. `max` is the leader
+        // lease as well.
+        election_timeout_min: (election_ms / 4).max(heartbeat_ms + 1),
+        election_timeout_max: election_ms,
+        heartbeat_interval: heartbeat_ms,
+        // No suppression: `election_timeout_min` leaves no room for a heartbeat that comes late by design.
+        heartbeat_min_interval: Some(0),
+        // Snapshots are not shipped by openraft's chunks but file by file (a later issue); one file may take this long.
+        install_snapshot_timeout: 60_000,
+        send_snapshot_timeout: 0,
+        // Entries per append to a follower. One entry is a command batch of up to some hundred kB, so the count is kept
+        // low; the byte limit is in `LogReader::limited_get_log_entries`.
+        max_payload_entries: 64,
+        // Entries per append to our own log. The log's thread groups commits itself, so this only bounds one hand-over.
+        max_append_entries: Some(1024),
+        // Only how close a learner must come before a blocking `add_learner` returns; to be looked at with members.
+        replication_lag_threshold: 5000,
+        // openraft counts entries, we count bytes and time: the backend's durable applied id drives it.
+        snapshot_policy: SnapshotPolicy::Never,
+        // Unused: snapshots are not cut into openraft's chunks.
+        snapshot_max_chunk_size: 3 << 20,
+        // `Handle::release_log` says exactly what may go; openraft adds no margin of its own.
+        max_in_snapshot_log_to_keep: 0,
+        purge_batch_size: 1,
+        // Bounded by our own inbox already; the defaults are above it.
+        api_channel_size: Some(65_536),
+        api_batch_capacity: 4096,
+        // Batches are gathered by net threads per tick; waiting here would only add latency.
+        api_batch_linger_ms: 0,
+        notification_channel_size: Some(65_536),
+        state_machine_channel_size: Some(1024),
+        log_stage_capacity: None,
+        // Overlaps sync and replication at some cost per batch; to be measured when there are peers.
+        broadcast_submitted_on_append: None,
+        enable_tick: true,
+        enable_heartbeat: true,
+        enable_elect: true,
+        // A removed leader hands over and steps down once its followers had time to learn of the commit.
+        removed_leader_step_down: openraft::StepDownPolicy::After(election_ms),
+        // A leader that lost its quorum refuses reads by ReadIndex and writes by its lease already.
+        quorum_loss_probe_interval: None,
+        // A member that was cut off must not disturb a healthy leader with a higher term when it comes back.
+        enable_pre_vote: Some(true),
+        backoff: "100ms 200ms ..1s".to_string(),
+        reset_backoff_on_transfer_leader: None,
+        // A member whose log went backwards has lost acknowledged entries: never silently accepted.
+        allow_log_reversion: Some(false),
+        // `save_committed` is not stored and apply is asynchronous, the two conditions under which a restored leader
+        // could serve a state older than one it served before. An election costs a lone voter milliseconds.
+        enable_leader_restore: Some(false),
+    };
+    config.validate()
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX / 8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn etcds_default_timing_is_accepted() {
+        let config = openraft_config(7, Duration::from_millis(100), Duration::from_millis(1000)).unwrap();
+        assert_eq!((config.election_timeout_min, config.election_timeout_max), (250, 1000));
+        assert_eq!(config.enable_leader_restore, Some(false));
+        assert_eq!(config.snapshot_policy, SnapshotPolicy::Never);
+    }
+
+    #[test]
+    fn an_election_shorter_than_the_heartbeat_is_refused() {
+        assert!(openraft_config(7, Duration::from_millis(100), Duration::from_millis(100)).is_err());
+    }
+}

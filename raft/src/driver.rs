@@ -1,0 +1,401 @@
+//! The thread "raft": one current-thread runtime that owns openraft, and the loops that feed it. Starting and stopping.
+//! Never syncs a file, never calls the backend.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+use std::{io, thread};
+
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{ClientWriteError, Fatal, LinearizableReadError, RaftError};
+use openraft::raft::ClientWriteResult;
+use openraft::{Raft, ReadPolicy};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot, watch};
+
+use daymark_storage::LogId;
+use daymark_storage::wal::{Identity, Wal};
+
+use crate::batch::{Inbox, ProposeError};
+use crate::bootstrap::{self, Bootstrap};
+use crate::config::{self, limits};
+use crate::handle::{Handle, Metrics};
+use crate::log_store::LogStore;
+use crate::pending::{AppliedProgress, BatchResponder, Pending};
+use crate::read_barrier::{ReadGate, ReadQueue};
+use crate::runtime::{self, Tasks};
+use crate::state_machine::{Apply, StateMachine};
+use crate::status::{self, Published};
+use crate::transport::NoPeers;
+use crate::types::TypeConfig;
+
+type DaymarkRaft = Raft<TypeConfig, StateMachine>;
+
+/// What a member's raft is started with.
+pub struct RaftOptions {
+    /// Cluster and member id, as in the log's superblock.
+    pub identity: Identity,
+    /// The log. Its worker must be running already: the first membership waits for a sync.
+    pub wal: Wal,
+    /// How often a leader shows that it lives.
+    pub heartbeat: Duration,
+    /// A leader is given up after one to two of these.
+    pub election: Duration,
+    /// New or restarted.
+    pub bootstrap: Bootstrap,
+    /// Moved by the apply thread after each applied batch.
+    pub applied: AppliedProgress,
+}
+
+/// Why raft did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Times that do not fit together.
+    #[error("heartbeat and election times do not fit together: {0}")]
+    Config(String),
+    /// No thread or no runtime.
+    #[error("starting the thread \"raft\" failed: {0}")]
+    Thread(#[from] io::Error),
+    /// Log or state cannot be used.
+    #[error("{0}")]
+    Open(String),
+    /// The state has lost what the log no longer has.
+    #[error("the state ends at log id {} but the log begins behind {released}: restore the data directory as a whole", applied.map_or("none".to_string(), |id| id.to_string()))]
+    StateBehindLog { applied: Option<LogId>, released: LogId },
+    /// The log has lost what was applied, and perhaps more that was acknowledged after it.
+    #[error("the log ends at log id {} but the state has applied {applied}: restore the data directory as a whole", last.map_or("none".to_string(), |id| id.to_string()))]
+    LogBehindState { applied: LogId, last: Option<LogId> },
+    /// Asked to begin a cluster on a log that has one.
+    #[error("the log already belongs to a running cluster: start it as restarted, or use an empty data directory")]
+    NotNew,
+    /// Asked to go on with an empty log.
+    #[error("the log is empty: nothing to go on with")]
+    NotInitialized,
+    /// Clusters begin with one voter.
+    #[error(
+        "a cluster begins with exactly one voter, member {member_id:x} itself: members cannot be added in this version"
+    )]
+    Members { member_id: u64 },
+}
+
+/// What the thread "raft" shares with handles, the log's callbacks and the state machine shim.
+pub struct Shared {
+    // Fixed.
+    pub(crate) member_id: u64,
+
+    // Queues into the thread.
+    pub(crate) inbox: Inbox,
+    pub(crate) read_queue: ReadQueue,
+    /// Up to where the state is durable, as told by the release policy, and the wake for it.
+    durable: Mutex<Option<LogId>>,
+    durable_moved: Notify,
+    stopping: watch::Sender<bool>,
+
+    // Published by the thread.
+    pub(crate) pending: Arc<Pending>,
+    pub(crate) read_gate: ReadGate,
+    pub(crate) published: Published,
+    /// Index of the last entry handed to apply, or found applied at start, + 1.
+    committed_next: AtomicU64,
+    /// The last blank entry handed to apply.
+    pub(crate) blank: watch::Sender<Option<LogId>>,
+    pub(crate) ready: watch::Sender<Option<u64>>,
+    /// Everybody is told `Stopped` from here on, by request or by a fatal error.
+    pub(crate) closed: watch::Sender<bool>,
+    pub(crate) finished: watch::Sender<bool>,
+}
+
+impl Shared {
+    /// `propose_timeout` bounds how long a batch waits for its apply.
+    pub fn new(member_id: u64, propose_timeout: Duration, applied: AppliedProgress) -> Self {
+        let pending = Pending::new(member_id, runtime::random_u64(), propose_timeout, applied);
+        Self {
+            member_id,
+            inbox: Inbox::default(),
+            read_queue: ReadQueue::default(),
+            durable: Mutex::new(None),
+            durable_moved: Notify::new(),
+            stopping: watch::Sender::new(false),
+            pending: Arc::new(pending),
+            read_gate: ReadGate::default(),
+            published: Published::default(),
+            committed_next: AtomicU64::new(0),
+            blank: watch::Sender::new(None),
+            ready: watch::Sender::new(None),
+            closed: watch::Sender::new(false),
+            finished: watch::Sender::new(false),
+        }
+    }
+
+    /// Told before the entry is handed to apply, so that apply never knows more than this says.
+    pub(crate) fn note_committed(&self, last: LogId) {
+        self.committed_next.store(last.index + 1, Ordering::Release);
+    }
+
+    pub(crate) fn committed_index(&self) -> Option<u64> {
+        self.committed_next.load(Ordering::Acquire).checked_sub(1)
+    }
+
+    pub(crate) fn set_durable(&self, durable: LogId) {
+        let handed_over = self.committed_index().is_some_and(|committed| durable.index <= committed);
+        if !handed_over {
+            tracing::error!(%durable, "asked to release log entries that were not applied");
+            return;
+        }
+        let mut known = self.durable.lock();
+        if *known < Some(durable) {
+            *known = Some(durable);
+            drop(known);
+            self.durable_moved.notify_one();
+        }
+    }
+
+    pub(crate) fn durable(&self) -> Option<LogId> {
+        *self.durable.lock()
+    }
+
+    pub(crate) fn request_stop(&self) {
+        self.stopping.send_replace(true);
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        *self.closed.borrow()
+    }
+
+    /// From here on everybody is told `Stopped`.
+    fn close(&self) {
+        self.closed.send_replace(true);
+        self.read_gate.close();
+        self.inbox.close();
+        self.pending.stop();
+        self.read_queue.close();
+        status::retire(self);
+    }
+}
+
+/// Starts the thread "raft". `on_fatal` is called at most once, on that thread, with the facts; the server then stops
+/// the member. It must not block: neither [`Handle::stop`] nor the log's worker end before it has returned.
+///
+/// An error means that nothing was begun; the log is left running for the caller to stop.
+pub fn start(
+    options: RaftOptions,
+    apply: Box<dyn Apply>,
+    on_fatal: Box<dyn FnOnce(String) + Send>,
+) -> Result<Handle, StartError> {
+    let Identity { cluster_id, member_id } = options.identity;
+    let config = config::openraft_config(cluster_id, options.heartbeat, options.election)
+        .map_err(|e| StartError::Config(e.to_string()))?;
+    let timeout = config::propose_timeout(options.election);
+    let shared = Arc::new(Shared::new(member_id, timeout, options.applied));
+    let wal = options.wal;
+    let (opened, answer) = mpsc::sync_channel(1);
+    let member = Member {
+        shared: shared.clone(),
+        wal: wal.clone(),
+        config: Arc::new(config),
+        bootstrap: options.bootstrap,
+        opened,
+    };
+    thread::Builder::new().name("raft".into()).spawn(move || run(member, apply, on_fatal))?;
+    let gone = || StartError::Open("the thread \"raft\" ended while it started".into());
+    let metrics = answer.recv().map_err(|_| gone())??;
+    Ok(Handle::new(shared, wal, metrics))
+}
+
+struct Member {
+    shared: Arc<Shared>,
+    wal: Wal,
+    config: Arc<openraft::Config>,
+    bootstrap: Bootstrap,
+    opened: mpsc::SyncSender<Result<Metrics, StartError>>,
+}
+
+/// The thread. `finished` is told last, when openraft and with it [`Apply`] are gone.
+fn run(member: Member, apply: Box<dyn Apply>, on_fatal: Box<dyn FnOnce(String) + Send>) {
+    let shared = member.shared.clone();
+    let mut on_fatal = Some(on_fatal);
+    let mut fatal = |why: String| {
+        if let Some(on_fatal) = on_fatal.take() {
+            on_fatal(why);
+        }
+    };
+    let ran = catch_unwind(AssertUnwindSafe(|| match runtime::build() {
+        Ok(runtime) => runtime.block_on(member.run(apply, &mut fatal)),
+        Err(error) => drop(member.opened.send(Err(error.into()))),
+    }));
+    if ran.is_err() {
+        shared.close();
+        fatal("the thread \"raft\" panicked".into());
+    }
+    shared.finished.send_replace(true);
+}
+
+impl Member {
+    async fn run(self, apply: Box<dyn Apply>, fatal: &mut impl FnMut(String)) {
+        let raft = match self.open(apply).await {
+            Ok(raft) => raft,
+            // The starter that asked waits for this answer; if it is gone, there is nobody to tell.
+            Err(error) => return drop(self.opened.send(Err(error))),
+        };
+        let Self { shared, wal, bootstrap, opened, .. } = self;
+        if opened.send(Ok(raft.metrics())).is_err() {
+            return;
+        }
+        let mut stopping = shared.stopping.subscribe();
+        let mut loops = spawn_loops(&raft, &shared, &wal, bootstrap);
+        let ended = tokio::select! {
+            biased;
+            _ = stopping.wait_for(|stopping| *stopping) => None,
+            ended = loops.join_next() => Some(ended),
+        };
+        shared.close();
+        if let Some(ended) = ended {
+            let seen = match ended {
+                Some(Ok(why)) => why,
+                Some(Err(error)) => error.to_string(),
+                None => "raft's loops ended".into(),
+            };
+            fatal(cause(&raft).unwrap_or(seen));
+        }
+        loops.shutdown().await;
+        if let Err(error) = raft.shutdown().await {
+            tracing::error!(%error, "openraft did not end cleanly");
+        }
+        // After a fatal error the log is stopped when the server asks for it, like everything else.
+        let _ = stopping.wait_for(|stopping| *stopping).await;
+        stop_log(&wal).await;
+    }
+
+    async fn open(&self, mut apply: Box<dyn Apply>) -> Result<DaymarkRaft, StartError> {
+        let applied = apply.applied().map_err(|error| StartError::Open(error.to_string()))?.id;
+        check_state_meets_log(&self.wal, applied)?;
+        if let Some(applied) = applied {
+            self.shared.note_committed(applied);
+            self.shared.pending.note_applied(applied.index);
+        }
+        let log_store = LogStore::new(self.wal.clone(), self.shared.clone());
+        let state_machine = StateMachine::new(apply, self.shared.clone());
+        let raft = Raft::new(self.shared.member_id, self.config.clone(), NoPeers, log_store, state_machine)
+            .await
+            .map_err(|fatal| StartError::Open(fatal.to_string()))?;
+        bootstrap::check(&raft, &self.bootstrap, self.shared.member_id).await?;
+        Ok(raft)
+    }
+}
+
+/// `released <= applied <= last`, else something that was acknowledged is missing. openraft would mend the second case
+/// by releasing the log up to the applied id, and with it hide that entries behind that id may be lost as well.
+fn check_state_meets_log(wal: &Wal, applied: Option<LogId>) -> Result<(), StartError> {
+    let (released, last) = (wal.released(), wal.last());
+    match (released, applied) {
+        (Some(released), applied) if applied < Some(released) => Err(StartError::StateBehindLog { applied, released }),
+        (_, Some(applied)) if last < Some(applied) => Err(StartError::LogBehindState { applied, last }),
+        _ => Ok(()),
+    }
+}
+
+async fn stop_log(wal: &Wal) {
+    let (done, stopped) = oneshot::channel();
+    let report = move |result| {
+        // `stopped` is awaited below, on this same thread.
+        let _ = done.send(result);
+    };
+    wal.stop(Box::new(report));
+    match stopped.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%error, "the log did not stop cleanly"),
+        Err(_) => tracing::error!("the log's thread was gone before it was stopped"),
+    }
+}
+
+/// Each loop runs until openraft ends and then says what it saw.
+fn spawn_loops(raft: &DaymarkRaft, shared: &Arc<Shared>, wal: &Wal, bootstrap: Bootstrap) -> Tasks<String> {
+    let mut loops = Tasks::new();
+    loops.spawn(follow(raft.clone(), shared.clone(), bootstrap));
+    loops.spawn(propose(raft.clone(), shared.clone(), wal.clone()));
+    loops.spawn(confirm_reads(raft.clone(), shared.clone()));
+    loops.spawn(release(raft.clone(), shared.clone()));
+    loops.spawn(expire(shared.clone()));
+    loops
+}
+
+async fn follow(raft: DaymarkRaft, shared: Arc<Shared>, bootstrap: Bootstrap) -> String {
+    let begun = bootstrap::begin(&raft, bootstrap, shared.member_id).await;
+    if let Err(why) = begun {
+        return why;
+    }
+    status::follow(&raft, &shared).await;
+    "openraft ended".into()
+}
+
+/// Takes all batches that are there per wake and hands each to openraft as one entry. openraft gathers what is in its
+/// channel into one append.
+async fn propose(raft: DaymarkRaft, shared: Arc<Shared>, wal: Wal) -> String {
+    let mut burst = Vec::new();
+    loop {
+        burst = shared.inbox.take(burst).await;
+        let log_is_behind = wal.stats().queue_bytes > limits::LOG_QUEUE_BYTES_MAX;
+        for proposal in burst.drain(..) {
+            if log_is_behind {
+                proposal.fail(ProposeError::TooManyRequests);
+                continue;
+            }
+            let Some(sealed) = shared.pending.admit(proposal) else { continue };
+            let responder = BatchResponder::new(shared.pending.clone(), sealed.id().sequence, why_without_result);
+            if let Err(fatal) = raft.client_write_ff(sealed, Some(responder)).await {
+                return fatal.to_string();
+            }
+        }
+    }
+}
+
+fn why_without_result(result: ClientWriteResult<TypeConfig>) -> Option<ProposeError> {
+    match result {
+        Ok(_) => None,
+        Err(ClientWriteError::ForwardToLeader(_)) => Some(ProposeError::NoLeader),
+        Err(_) => Some(ProposeError::LeaderChanged),
+    }
+}
+
+async fn confirm_reads(raft: DaymarkRaft, shared: Arc<Shared>) -> String {
+    loop {
+        let callers = shared.read_queue.take().await;
+        let answer = match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+            Ok(linearizer) => Ok(linearizer.read_log_id().index()),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(_))) => Err(ProposeError::NoLeader),
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(ProposeError::TimedOut),
+            Err(RaftError::Fatal(_)) => Err(ProposeError::Stopped),
+        };
+        for caller in callers {
+            // A caller that has gone away needs no answer.
+            let _ = caller.send(answer);
+        }
+    }
+}
+
+/// Tells openraft that a new snapshot exists, namely the state on disk; it then purges the log before it.
+async fn release(raft: DaymarkRaft, shared: Arc<Shared>) -> String {
+    loop {
+        shared.durable_moved.notified().await;
+        if let Err(fatal) = raft.trigger().snapshot().await {
+            return fatal.to_string();
+        }
+    }
+}
+
+async fn expire(shared: Arc<Shared>) -> String {
+    loop {
+        runtime::sleep(limits::EXPIRY_INTERVAL).await;
+        shared.pending.expire();
+    }
+}
+
+/// What openraft itself says it ended with.
+fn cause(raft: &DaymarkRaft) -> Option<String> {
+    match &raft.metrics().borrow_watched().running_state {
+        Ok(()) | Err(Fatal::Stopped) => None,
+        Err(fatal) => Some(fatal.to_string()),
+    }
+}

@@ -1,0 +1,182 @@
+//! All that the server may ask of raft. Cheap to clone, usable from any thread; no openraft type shows.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::Instant;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::metrics::RaftMetrics;
+use tokio::sync::watch;
+
+use daymark_storage::LogId;
+use daymark_storage::wal::Wal;
+
+use crate::batch::{CommandBatch, ProposeError};
+use crate::driver::Shared;
+use crate::status::RaftStatus;
+use crate::types::TypeConfig;
+
+pub(crate) type Metrics = openraft::alias::WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>;
+
+/// A member's raft.
+#[derive(Clone)]
+pub struct Handle {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    wal: Wal,
+    metrics: Metrics,
+}
+
+impl Drop for Inner {
+    /// Nobody can ask for anything any more, so the thread ends even if nobody called `stop`.
+    fn drop(&mut self) {
+        self.shared.request_stop();
+    }
+}
+
+impl Handle {
+    pub(crate) fn new(shared: Arc<Shared>, wal: Wal, metrics: Metrics) -> Self {
+        Self { inner: Arc::new(Inner { shared, wal, metrics }) }
+    }
+
+    /// Hands a batch to the thread "raft"; it becomes one log entry. Does not block. The outcome reaches the waiter
+    /// only: by apply, or by [`Waiter::fail`](crate::Waiter::fail), which may be called before this returns.
+    pub fn propose(&self, batch: CommandBatch) {
+        self.inner.shared.inbox.push(batch);
+    }
+
+    /// For a lone voter that leads: the index that the published state must have reached for a linearizable read. That
+    /// is the case from moments after a start, so this costs one atomic load. `None`: use [`Self::read_barrier`].
+    pub fn read_barrier_now(&self) -> Option<u64> {
+        self.inner.shared.read_gate.index()
+    }
+
+    /// The index that the published state must have reached for a linearizable read that was asked for before this
+    /// call. All callers of one moment share one ReadIndex.
+    pub async fn read_barrier(&self) -> Result<u64, ProposeError> {
+        match self.read_barrier_now() {
+            Some(index) => Ok(index),
+            None => self.inner.shared.read_queue.join().await,
+        }
+    }
+
+    /// Waits until a lone voter leads and everything that was in its log at start was handed to apply. The result is the
+    /// index of the last of it: serve nobody before the published applied id has reached it, else a read could see a
+    /// state older than one that was seen before the restart.
+    pub async fn wait_ready(&self) -> Result<u64, ProposeError> {
+        let shared = &self.inner.shared;
+        let mut ready = shared.ready.subscribe();
+        let mut closed = shared.closed.subscribe();
+        tokio::select! {
+            biased;
+            _ = closed.wait_for(|closed| *closed) => Err(ProposeError::Stopped),
+            index = ready.wait_for(Option::is_some) => {
+                index.ok().and_then(|index| *index).ok_or(ProposeError::Stopped)
+            }
+        }
+    }
+
+    /// A picture of this moment. Costs an allocation; for every request there are [`Self::term`] and
+    /// [`Self::read_barrier_now`].
+    pub fn status(&self) -> Arc<RaftStatus> {
+        let Inner { shared, wal, metrics } = &*self.inner;
+        let view = shared.published.view();
+        let quorum_age = match (view.is_leader, view.sole_voter) {
+            (false, _) => None,
+            (true, true) => Some(Duration::ZERO),
+            (true, false) => metrics.borrow_watched().last_quorum_acked.map(|at| at.elapsed()),
+        };
+        Arc::new(RaftStatus {
+            member_id: shared.member_id,
+            leader: view.leader,
+            is_leader: view.is_leader,
+            term: view.term,
+            last_index: wal.last().map(|last| last.index),
+            committed_index: shared.committed_index(),
+            voters: view.voters.clone(),
+            learners: view.learners.clone(),
+            quorum_age,
+            leader_changes_seen: view.leader_changes_seen,
+        })
+    }
+
+    /// The current term: one atomic load.
+    pub fn term(&self) -> u64 {
+        self.inner.shared.published.term()
+    }
+
+    /// Changes with every change of leader, term or membership; not with every commit.
+    pub fn status_changed(&self) -> watch::Receiver<u64> {
+        self.inner.shared.published.version()
+    }
+
+    /// The state is durable up to `durable`: the log up to there is not needed by this member any more. Raft releases it
+    /// once no peer needs it either. Asks before `durable` was handed to apply are a broken invariant of the caller and
+    /// are ignored.
+    pub fn release_log(&self, durable: LogId) {
+        self.inner.shared.set_durable(durable);
+    }
+
+    /// Stops: nothing new is accepted, who waits is told [`ProposeError::Stopped`], openraft ends, [`Apply`](crate::Apply)
+    /// is dropped, and the log is stopped with everything enqueued before on disk. Safe to call more than once.
+    pub async fn stop(&self) {
+        self.inner.shared.request_stop();
+        let mut finished = self.inner.shared.finished.subscribe();
+        // An error means that the thread is gone, which is what was asked for.
+        let _ = finished.wait_for(|finished| *finished).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use daymark_storage::StorageError;
+    use daymark_storage::sim_disk::SimDisk;
+    use daymark_storage::wal::{Identity, WalOptions, run};
+
+    use super::*;
+    use crate::pending::AppliedProgress;
+    use crate::state_machine::{Applied, Apply, Committed};
+    use crate::{Bootstrap, MemberInfo, RaftOptions, start};
+
+    struct Ignore(AppliedProgress);
+
+    impl Apply for Ignore {
+        fn applied(&mut self) -> Result<Applied, StorageError> {
+            Ok(Applied::default())
+        }
+        fn submit(&mut self, entries: Vec<Committed>) -> Result<(), StorageError> {
+            self.0.set(entries.last().expect("never called without entries").id.index);
+            Ok(())
+        }
+    }
+
+    /// What a leader with peers does for every read, done by a lone one that was told to distrust the fast way.
+    #[tokio::test]
+    async fn without_the_fast_way_callers_get_a_read_index() {
+        let identity = Identity { cluster_id: 1, member_id: 2 };
+        let (wal, worker, _) = Wal::open(Arc::new(SimDisk::new(0)), WalOptions::new("/wal", identity)).unwrap();
+        run(worker, |error| panic!("{error}"));
+        let me = MemberInfo { id: 2, name: String::new(), peer_urls: vec![], client_urls: vec![], is_learner: false };
+        let applied = AppliedProgress::default();
+        let options = RaftOptions {
+            identity,
+            wal,
+            heartbeat: Duration::from_millis(100),
+            election: Duration::from_millis(1000),
+            bootstrap: Bootstrap::New { members: vec![me] },
+            applied: applied.clone(),
+        };
+        let handle = start(options, Box::new(Ignore(applied)), Box::new(|why| panic!("{why}"))).unwrap();
+        let ready = handle.wait_ready().await.unwrap();
+        assert_eq!(handle.read_barrier_now(), Some(ready));
+        handle.inner.shared.read_gate.distrust();
+        assert_eq!(handle.read_barrier_now(), None);
+        let (one, other) = tokio::join!(handle.read_barrier(), handle.read_barrier());
+        assert_eq!((one, other), (Ok(ready), Ok(ready)), "nothing was committed after the blank entry");
+        handle.stop().await;
+        assert_eq!(handle.read_barrier().await, Err(ProposeError::Stopped));
+    }
+}

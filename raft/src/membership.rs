@@ -1,0 +1,228 @@
+//! Who takes part, as raft sees it, and the frozen bytes of it (`docs/formats/raft-entries.md`). Not what clients see:
+//! names and client addresses are replicated commands, kept by the server. Adding, promoting and removing members is a
+//! later issue.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use daymark_storage::LogId;
+
+use crate::types::{RaftMembership, StoredMembership, log_id, raft_log_id};
+
+/// A member as the server knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberInfo {
+    /// Never reused, not even after the member is removed.
+    pub id: u64,
+    /// Human-readable; not part of raft's membership.
+    pub name: String,
+    /// Where other members reach it.
+    pub peer_urls: Vec<String>,
+    /// Where clients reach it; not part of raft's membership.
+    pub client_urls: Vec<String>,
+    /// Whether it takes entries without a vote.
+    pub is_learner: bool,
+}
+
+/// What raft's membership says of one member beside its id.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemberNode {
+    /// Where other members reach it.
+    pub peer_urls: Vec<String>,
+}
+
+/// First byte of an encoded membership. Frozen; a new layout takes the next number.
+const FORMAT: u8 = 1;
+
+/// Why bytes are not a membership.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub(crate) enum DecodeError {
+    #[error("it ends too early")]
+    Truncated,
+    #[error("bytes are left over behind it")]
+    Trailing,
+    #[error("format {0} is unknown: it was written by a newer version")]
+    Format(u8),
+    #[error("an address is not UTF-8")]
+    Utf8,
+    #[error("a voter has no address record")]
+    Unlisted,
+}
+
+/// The payload of a membership entry.
+pub(crate) fn encode(membership: &RaftMembership) -> Bytes {
+    let mut out = BytesMut::with_capacity(128);
+    put_membership(&mut out, membership);
+    out.freeze()
+}
+
+pub(crate) fn decode(bytes: &[u8]) -> Result<RaftMembership, DecodeError> {
+    let mut rest = bytes;
+    let membership = take_membership(&mut rest)?;
+    if rest.is_empty() { Ok(membership) } else { Err(DecodeError::Trailing) }
+}
+
+/// What the state keeps: the membership together with the id of the entry that brought it.
+pub(crate) fn encode_stored(id: LogId, membership: &RaftMembership) -> Bytes {
+    let mut out = BytesMut::with_capacity(144);
+    out.put_u64_le(id.term);
+    out.put_u64_le(id.index);
+    put_membership(&mut out, membership);
+    out.freeze()
+}
+
+pub(crate) fn decode_stored(bytes: &[u8]) -> Result<StoredMembership, DecodeError> {
+    let mut rest = bytes;
+    let term = rest.try_get_u64_le().map_err(|_| DecodeError::Truncated)?;
+    let index = rest.try_get_u64_le().map_err(|_| DecodeError::Truncated)?;
+    let membership = decode(rest)?;
+    Ok(StoredMembership::new(Some(raft_log_id(LogId { term, index })), membership))
+}
+
+/// The members in the bytes of an [`EntryBody::Membership`](crate::EntryBody::Membership), by id; names and client
+/// addresses are not known to raft and left empty. An error says what is wrong with the bytes.
+pub fn members_of(stored: &[u8]) -> Result<Vec<MemberInfo>, String> {
+    let stored = decode_stored(stored).map_err(|error| error.to_string())?;
+    let membership = stored.membership();
+    let member = |(id, node): (&u64, &MemberNode)| MemberInfo {
+        id: *id,
+        name: String::new(),
+        peer_urls: node.peer_urls.clone(),
+        client_urls: Vec::new(),
+        is_learner: !membership.voter_ids().any(|voter| voter == *id),
+    };
+    Ok(membership.nodes().map(member).collect())
+}
+
+/// Whether `member_id` is the only voter, with no change under way.
+pub(crate) fn is_sole_voter(membership: &RaftMembership, member_id: u64) -> bool {
+    let mut voters = membership.voter_ids();
+    voters.next() == Some(member_id) && voters.next().is_none()
+}
+
+/// The id of the entry that a stored membership came from.
+pub(crate) fn stored_id(stored: &StoredMembership) -> Option<LogId> {
+    stored.log_id().as_ref().map(log_id)
+}
+
+fn put_membership(out: &mut BytesMut, membership: &RaftMembership) {
+    out.put_u8(FORMAT);
+    let configs = membership.get_joint_config();
+    out.put_u8(u8::try_from(configs.len()).expect("raft has one voter set, or two while it changes"));
+    for voters in configs {
+        put_count(out, voters.len());
+        for id in voters {
+            out.put_u64_le(*id);
+        }
+    }
+    put_count(out, membership.nodes().count());
+    for (id, node) in membership.nodes() {
+        out.put_u64_le(*id);
+        put_count(out, node.peer_urls.len());
+        for url in &node.peer_urls {
+            put_count(out, url.len());
+            out.put_slice(url.as_bytes());
+        }
+    }
+}
+
+fn put_count(out: &mut BytesMut, count: usize) {
+    out.put_u16_le(u16::try_from(count).expect("the server bounds members, addresses and their lengths"));
+}
+
+fn take_membership(rest: &mut &[u8]) -> Result<RaftMembership, DecodeError> {
+    let format = take_u8(rest)?;
+    if format != FORMAT {
+        return Err(DecodeError::Format(format));
+    }
+    let mut configs = Vec::new();
+    for _ in 0..take_u8(rest)? {
+        let mut voters = BTreeSet::new();
+        for _ in 0..take_count(rest)? {
+            voters.insert(take_id(rest)?);
+        }
+        configs.push(voters);
+    }
+    let mut nodes = BTreeMap::new();
+    for _ in 0..take_count(rest)? {
+        let id = take_id(rest)?;
+        let mut node = MemberNode::default();
+        for _ in 0..take_count(rest)? {
+            node.peer_urls.push(take_string(rest)?);
+        }
+        nodes.insert(id, node);
+    }
+    RaftMembership::new(configs, nodes).map_err(|_| DecodeError::Unlisted)
+}
+
+fn take_u8(rest: &mut &[u8]) -> Result<u8, DecodeError> {
+    rest.try_get_u8().map_err(|_| DecodeError::Truncated)
+}
+
+fn take_count(rest: &mut &[u8]) -> Result<usize, DecodeError> {
+    rest.try_get_u16_le().map(usize::from).map_err(|_| DecodeError::Truncated)
+}
+
+fn take_id(rest: &mut &[u8]) -> Result<u64, DecodeError> {
+    rest.try_get_u64_le().map_err(|_| DecodeError::Truncated)
+}
+
+fn take_string(rest: &mut &[u8]) -> Result<String, DecodeError> {
+    let length = take_count(rest)?;
+    let (text, behind) = rest.split_at_checked(length).ok_or(DecodeError::Truncated)?;
+    *rest = behind;
+    std::str::from_utf8(text).map(str::to_owned).map_err(|_| DecodeError::Utf8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn joint() -> RaftMembership {
+        let node = |url: &str| MemberNode { peer_urls: vec![url.to_string()] };
+        let nodes =
+            BTreeMap::from([(1, node("http://a:2380")), (2, node("http://b:2380")), (9, MemberNode::default())]);
+        RaftMembership::new(vec![BTreeSet::from([1]), BTreeSet::from([1, 2])], nodes).unwrap()
+    }
+
+    #[test]
+    fn a_joint_membership_with_a_learner_comes_back() {
+        let id = LogId { term: 3, index: 77 };
+        let stored = decode_stored(&encode_stored(id, &joint())).unwrap();
+        assert_eq!(stored_id(&stored), Some(id));
+        assert_eq!(stored.membership(), &joint());
+        assert_eq!(decode(&encode(&joint())).unwrap(), joint());
+    }
+
+    #[test]
+    fn the_bytes_of_a_lone_voter_are_frozen() {
+        let node = MemberNode { peer_urls: vec!["http://a".to_string()] };
+        let nodes = BTreeMap::from([(5, node)]);
+        let lone = RaftMembership::new(vec![BTreeSet::from([5])], nodes).unwrap();
+        let mut expected = vec![1, 1, 1, 0, 5, 0, 0, 0, 0, 0, 0, 0, 1, 0, 5, 0, 0, 0, 0, 0, 0, 0, 1, 0, 8, 0];
+        expected.extend_from_slice(b"http://a");
+        assert_eq!(encode(&lone), expected);
+    }
+
+    #[test]
+    fn every_cut_and_every_addition_is_refused() {
+        let whole = encode(&joint());
+        for length in 0..whole.len() {
+            assert!(decode(&whole[..length]).is_err(), "cut to {length} bytes");
+        }
+        let mut longer = whole.to_vec();
+        longer.push(0);
+        assert_eq!(decode(&longer), Err(DecodeError::Trailing));
+        longer[0] = 2;
+        assert_eq!(decode(&longer), Err(DecodeError::Format(2)));
+    }
+
+    #[test]
+    fn only_one_voter_in_one_set_is_a_sole_voter() {
+        assert!(!is_sole_voter(&joint(), 1));
+        let lone = RaftMembership::new_with_defaults(vec![BTreeSet::from([1])], [4]);
+        assert!(is_sole_voter(&lone, 1), "learners do not vote");
+        assert!(!is_sole_voter(&lone, 2));
+    }
+}

@@ -1,0 +1,165 @@
+//! gRPC's framing: five bytes (compressed or not, length) before each message, and how messages are taken out of and put
+//! into bodies without copying where that can be helped. Knows nothing of methods.
+
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures_util::Stream;
+use h2::RecvStream;
+use prost::Message;
+
+use crate::error::Error;
+
+/// Compressed flag and length.
+pub(crate) const PREFIX_BYTES: usize = 5;
+
+/// Takes messages out of a request body.
+pub(crate) struct MessageReader {
+    body: RecvStream,
+    /// Received and not taken. A message within one chunk is a slice of it.
+    chunk: Bytes,
+    /// A message that spans chunks, prefix included. Grows with what arrives, not with what the prefix promises.
+    partial: BytesMut,
+    message_bytes_max: usize,
+}
+
+impl MessageReader {
+    /// A reader that refuses larger messages.
+    pub fn new(body: RecvStream, message_bytes_max: usize) -> Self {
+        Self { body, chunk: Bytes::new(), partial: BytesMut::new(), message_bytes_max }
+    }
+
+    /// The next message, or `None` at the end of the body.
+    pub fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
+        loop {
+            match self.take_message() {
+                Ok(Some(message)) => return Poll::Ready(Some(Ok(message))),
+                Ok(None) => {}
+                Err(error) => return Poll::Ready(Some(Err(error))),
+            }
+            match ready!(self.body.poll_data(cx)) {
+                Some(Ok(chunk)) => self.push(chunk),
+                // The only error that a body can have is that the other end has gone.
+                Some(Err(_)) => return Poll::Ready(Some(Err(Error::Canceled))),
+                None if self.chunk.is_empty() && self.partial.is_empty() => return Poll::Ready(None),
+                None => return Poll::Ready(Some(Err(Error::Internal("unexpected EOF".into())))),
+            }
+        }
+    }
+
+    /// The one message of a unary call. Waits for the end of the body, which official clients send with the message.
+    pub async fn only_message(&mut self) -> Result<Bytes, Error> {
+        let none = "cardinality violation: received no request message from non-client-streaming RPC";
+        let several = "cardinality violation: received multiple request messages for non-client-streaming RPC";
+        let message = std::future::poll_fn(|cx| self.poll_message(cx)).await;
+        let message = message.unwrap_or_else(|| Err(Error::Internal(none.into())))?;
+        if self.chunk.is_empty() && self.partial.is_empty() && self.body.is_end_stream() {
+            return Ok(message);
+        }
+        match std::future::poll_fn(|cx| self.poll_message(cx)).await {
+            None => Ok(message),
+            Some(Ok(_)) => Err(Error::Internal(several.into())),
+            Some(Err(error)) => Err(error),
+        }
+    }
+
+    fn push(&mut self, chunk: Bytes) {
+        // Fails only on a closed stream, whose end or error the next poll returns.
+        let _ = self.body.flow_control().release_capacity(chunk.len());
+        if !self.partial.is_empty() {
+            self.partial.extend_from_slice(&chunk);
+        } else if self.chunk.is_empty() {
+            self.chunk = chunk;
+        } else {
+            self.partial.reserve(self.chunk.len() + chunk.len());
+            self.partial.extend_from_slice(&self.chunk);
+            self.partial.extend_from_slice(&chunk);
+            self.chunk = Bytes::new();
+        }
+    }
+
+    fn take_message(&mut self) -> Result<Option<Bytes>, Error> {
+        let available: &[u8] = if self.partial.is_empty() { &self.chunk } else { &self.partial };
+        let Some(length) = message_length(available, self.message_bytes_max)? else {
+            return Ok(None);
+        };
+        if available.len() < PREFIX_BYTES + length {
+            return Ok(None);
+        }
+        if self.partial.is_empty() {
+            self.chunk.advance(PREFIX_BYTES);
+            Ok(Some(self.chunk.split_to(length)))
+        } else {
+            self.partial.advance(PREFIX_BYTES);
+            let message = self.partial.split_to(length).freeze();
+            // Not kept in `partial`, or every later message would be copied, too.
+            self.chunk = std::mem::take(&mut self.partial).freeze();
+            Ok(Some(message))
+        }
+    }
+}
+
+/// The length that a prefix announces; `None` while the prefix is incomplete.
+fn message_length(bytes: &[u8], message_bytes_max: usize) -> Result<Option<usize>, Error> {
+    let [flag, length @ ..] = bytes else { return Ok(None) };
+    match flag {
+        0 => {}
+        1 => return Err(Error::Internal("grpc: compressed flag set with identity or empty encoding".into())),
+        other => return Err(Error::Internal(format!("grpc: received unexpected payload format {other}"))),
+    }
+    let Some(length) = length.first_chunk::<4>() else { return Ok(None) };
+    let length = u32::from_be_bytes(*length) as usize;
+    if length > message_bytes_max {
+        return Err(Error::MessageTooLarge(length, message_bytes_max));
+    }
+    Ok(Some(length))
+}
+
+/// Decodes a message; its `bytes` fields are slices of `bytes`.
+pub(crate) fn decode<M: Message + Default>(bytes: Bytes) -> Result<M, Error> {
+    M::decode(bytes).map_err(|error| Error::Malformed(error.to_string()))
+}
+
+/// A message with its prefix.
+pub(crate) fn encode(message: &impl Message) -> Bytes {
+    let length = message.encoded_len();
+    let mut bytes = BytesMut::with_capacity(PREFIX_BYTES + length);
+    put_prefix(&mut bytes, length);
+    message.encode_raw(&mut bytes);
+    bytes.freeze()
+}
+
+/// The prefix of an uncompressed message.
+pub(crate) fn put_prefix(bytes: &mut BytesMut, length: usize) {
+    bytes.put_u8(0);
+    bytes.put_u32(length as u32);
+}
+
+/// The messages of a streaming call, decoded.
+pub(crate) struct Messages<M> {
+    reader: MessageReader,
+    counted: Box<dyn Fn(usize)>,
+    message: PhantomData<fn() -> M>,
+}
+
+impl<M> Messages<M> {
+    /// The messages of a reader; `counted` is told the length of each.
+    pub fn new(reader: MessageReader, counted: impl Fn(usize) + 'static) -> Self {
+        Self { reader, counted: Box::new(counted), message: PhantomData }
+    }
+}
+
+impl<M: Message + Default> Stream for Messages<M> {
+    type Item = Result<M, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let message = ready!(self.reader.poll_message(cx));
+        Poll::Ready(message.map(|message| {
+            let message = message?;
+            (self.counted)(message.len());
+            decode(message)
+        }))
+    }
+}

@@ -1,0 +1,228 @@
+//! The plain HTTP routes: health, version, metrics, with etcd's bodies and status codes. Not the JSON form of the API.
+
+use std::rc::Rc;
+
+use ::http::header::{self, HeaderValue};
+use ::http::{HeaderMap, Method, Request, Response, StatusCode};
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+
+use super::accept::Role;
+use super::{FrontDoor, Thread};
+
+const JSON: &str = "application/json";
+const TEXT: &str = "text/plain; charset=utf-8";
+/// Kinds of alarm, by their numbers on the wire.
+const NO_SPACE: i32 = 1;
+const CORRUPT: i32 = 2;
+
+/// Answers one HTTP/1 request.
+pub(crate) async fn respond<D: FrontDoor>(
+    thread: &Rc<Thread<D>>,
+    role: Role,
+    request: Request<Incoming>,
+) -> Response<Full<Bytes>> {
+    if role == Role::Client && !host_allowed(&thread.options.host_whitelist, request.headers()) {
+        return answer(StatusCode::MISDIRECTED_REQUEST, TEXT, "host is not allowed\n");
+    }
+    let origin = allowed_origin(&thread.options.cors, request.headers());
+    let mut response = match origin {
+        Some(_) if role == Role::Client && request.method() == Method::OPTIONS => answer(StatusCode::OK, TEXT, ""),
+        _ => route(thread, role, request.method(), request.uri().path(), request.uri().query().unwrap_or("")).await,
+    };
+    if let (Some(origin), Role::Client) = (origin, role) {
+        let headers = response.headers_mut();
+        let methods = HeaderValue::from_static("POST, GET, OPTIONS, PUT, DELETE");
+        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        let names = HeaderValue::from_static("accept, content-type, authorization");
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, names);
+    }
+    response
+}
+
+async fn route<D: FrontDoor>(
+    thread: &Rc<Thread<D>>,
+    role: Role,
+    method: &Method,
+    path: &str,
+    query: &str,
+) -> Response<Full<Bytes>> {
+    let reads = method == Method::GET;
+    match (path, role) {
+        ("/version", Role::Client | Role::Peer) if reads => answer(StatusCode::OK, JSON, version()),
+        ("/version", Role::Client | Role::Peer) => not_allowed(),
+        (_, Role::Peer) => not_found(),
+        ("/metrics", _) => answer(StatusCode::OK, prometheus::TEXT_FORMAT, thread.metrics.text()),
+        ("/health", _) if reads => health(thread, query).await,
+        ("/health" | "/livez" | "/readyz", _) if !reads => not_allowed(),
+        _ => match checks_of(path) {
+            Some(_) if !reads => not_allowed(),
+            Some((endpoint, checks)) => check(thread, endpoint, checks, query).await,
+            None => not_found(),
+        },
+    }
+}
+
+fn version() -> String {
+    let (server, cluster) = (crate::ETCD_VERSION, crate::CLUSTER_VERSION);
+    format!("{{\"etcdserver\":\"{server}\",\"etcdcluster\":\"{cluster}\",\"storage\":\"{cluster}\"}}")
+}
+
+/// `/health`: alarms, then leader, then a read.
+async fn health<D: FrontDoor>(thread: &Rc<Thread<D>>, query: &str) -> Response<Full<Bytes>> {
+    let serializable = values(query, "serializable").next() == Some("true");
+    let excluded: Vec<&str> = values(query, "exclude").collect();
+    let failure = health_failure(thread, serializable, &excluded).await;
+    count(thread, failure.is_none());
+    match failure {
+        None => answer(StatusCode::OK, JSON, "{\"health\":\"true\",\"reason\":\"\"}"),
+        Some(reason) => {
+            let body = serde_json::json!({ "health": "false", "reason": reason });
+            answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{body}\n"))
+        }
+    }
+}
+
+async fn health_failure<D: FrontDoor>(thread: &Rc<Thread<D>>, serializable: bool, excluded: &[&str]) -> Option<String> {
+    let condition = thread.door.condition();
+    for alarm in &condition.alarms {
+        let name = match alarm.alarm {
+            NO_SPACE => "NOSPACE",
+            CORRUPT => "CORRUPT",
+            _ => "UNKNOWN",
+        };
+        if !excluded.contains(&name) {
+            return Some(format!("ALARM {name}"));
+        }
+    }
+    if !serializable && !condition.has_leader {
+        return Some("RAFT NO LEADER".into());
+    }
+    thread.door.probe(serializable).await.err().map(|error| format!("RANGE ERROR:{error}"))
+}
+
+/// One thing that `/livez` or `/readyz` looks at.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+enum Check {
+    DataCorruption,
+    SerializableRead,
+    LinearizableRead,
+    NonLearner,
+}
+
+const LIVE: &[Check] = &[Check::SerializableRead];
+const READY: &[Check] = &[Check::DataCorruption, Check::SerializableRead, Check::LinearizableRead, Check::NonLearner];
+
+impl Check {
+    fn name(self) -> &'static str {
+        match self {
+            Self::DataCorruption => "data_corruption",
+            Self::SerializableRead => "serializable_read",
+            Self::LinearizableRead => "linearizable_read",
+            Self::NonLearner => "non_learner",
+        }
+    }
+
+    async fn failure<D: FrontDoor>(self, door: &Rc<D>) -> Option<String> {
+        match self {
+            Self::DataCorruption => {
+                let corrupt = door.condition().alarms.iter().any(|alarm| alarm.alarm == CORRUPT);
+                corrupt.then(|| "alarm activated: CORRUPT".into())
+            }
+            Self::SerializableRead | Self::LinearizableRead => {
+                let result = door.probe(self == Self::SerializableRead).await;
+                result.err().map(|error| format!("range error: {error}"))
+            }
+            Self::NonLearner => door.condition().is_learner.then(|| "not supported for learner".into()),
+        }
+    }
+}
+
+/// The checks of `/livez`, `/readyz`, or one of their sub-paths.
+fn checks_of(path: &str) -> Option<(&'static str, &'static [Check])> {
+    for (endpoint, checks) in [("/livez", LIVE), ("/readyz", READY)] {
+        let Some(rest) = path.strip_prefix(endpoint) else { continue };
+        if rest.is_empty() {
+            return Some((endpoint, checks));
+        }
+        let position = checks.iter().position(|check| rest.strip_prefix('/') == Some(check.name()))?;
+        return Some((endpoint, &checks[position..=position]));
+    }
+    None
+}
+
+async fn check<D: FrontDoor>(
+    thread: &Rc<Thread<D>>,
+    endpoint: &str,
+    checks: &[Check],
+    query: &str,
+) -> Response<Full<Bytes>> {
+    let excluded: Vec<&str> = values(query, "exclude").collect();
+    for name in excluded.iter().filter(|name| checks.iter().all(|check| check.name() != **name)) {
+        tracing::warn!(endpoint, name, "some health checks cannot be excluded: no such check");
+    }
+    let (mut lines, mut healthy) = (String::new(), true);
+    for check in checks.iter().filter(|check| !excluded.contains(&check.name())) {
+        match check.failure(&thread.door).await {
+            None => lines.push_str(&format!("[+]{} ok\n", check.name())),
+            Some(reason) => {
+                healthy = false;
+                lines.push_str(&format!("[-]{} failed: {reason}\n", check.name()));
+            }
+        }
+    }
+    count(thread, healthy);
+    if !healthy {
+        return answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, lines);
+    }
+    let verbose = query.split('&').any(|part| part == "verbose" || part.starts_with("verbose="));
+    answer(StatusCode::OK, TEXT, if verbose { format!("{lines}ok\n") } else { "ok\n".into() })
+}
+
+fn count<D>(thread: &Thread<D>, healthy: bool) {
+    let counter = if healthy { &thread.counters.health_success } else { &thread.counters.health_failures };
+    counter.add(1);
+}
+
+/// Values of one parameter; none of those in use needs decoding.
+fn values<'a>(query: &'a str, name: &'a str) -> impl Iterator<Item = &'a str> {
+    query.split('&').filter_map(move |part| part.split_once('=').filter(|(key, _)| *key == name).map(|(_, value)| value))
+}
+
+/// Whether the Host header names an allowed host; an empty list allows all.
+fn host_allowed(allowed: &[String], headers: &HeaderMap) -> bool {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("");
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    allowed.is_empty() || allowed.iter().any(|allowed| allowed == name)
+}
+
+/// What `Access-Control-Allow-Origin` says: `*` where all are allowed, the origin where it is listed, else nothing.
+fn allowed_origin(allowed: &[String], headers: &HeaderMap) -> Option<HeaderValue> {
+    if allowed.is_empty() {
+        return Some(HeaderValue::from_static("*"));
+    }
+    let origin = headers.get(header::ORIGIN)?;
+    allowed.iter().any(|allowed| origin == allowed.as_str()).then(|| origin.clone())
+}
+
+fn not_found() -> Response<Full<Bytes>> {
+    answer(StatusCode::NOT_FOUND, TEXT, "404 page not found\n")
+}
+
+fn not_allowed() -> Response<Full<Bytes>> {
+    let mut response = answer(StatusCode::METHOD_NOT_ALLOWED, TEXT, "Method Not Allowed\n");
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
+    response
+}
+
+fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}

@@ -1,0 +1,135 @@
+//! The bytes of one connection: what has been read ahead to find out the protocol, and small writes gathered into one.
+//! Knows no protocol.
+
+use std::cell::Cell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::accept::AcceptedSocket;
+use crate::limits;
+
+/// A socket of a client.
+pub(crate) enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Socket {
+    /// Registers a socket with this thread's runtime.
+    pub fn adopt(socket: AcceptedSocket) -> io::Result<Self> {
+        match socket {
+            AcceptedSocket::Tcp(stream) => TcpStream::from_std(stream).map(Self::Tcp),
+            AcceptedSocket::Unix(stream) => UnixStream::from_std(stream).map(Self::Unix),
+        }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl Socket {
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+/// A connection. It declares that it does not write vectors: then h2 copies frames of up to 1 KiB into its own buffer
+/// and writes many replies at once, instead of one a system call.
+pub(crate) struct Io {
+    socket: Socket,
+    /// Read ahead and not consumed yet.
+    ahead: Bytes,
+    /// Written and not yet given to the socket.
+    out: BytesMut,
+    /// Bytes read so far, for whoever wants to know whether the other end is alive.
+    received: Rc<Cell<u64>>,
+}
+
+impl Io {
+    /// A connection of which `ahead` has been read.
+    pub fn new(socket: Socket, ahead: Bytes) -> Self {
+        Self { socket, ahead, out: BytesMut::new(), received: Rc::default() }
+    }
+
+    /// The running count of bytes read.
+    pub fn received(&self) -> Rc<Cell<u64>> {
+        self.received.clone()
+    }
+
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.out.is_empty() {
+            let written = ready!(self.socket.poll_write(cx, &self.out))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.out.advance(written);
+        }
+        // Thousands of idle connections must not each keep a buffer.
+        if self.out.capacity() > 4096 {
+            self.out = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            let length = self.ahead.len().min(buffer.remaining());
+            buffer.put_slice(&self.ahead.split_to(length));
+            return Poll::Ready(Ok(()));
+        }
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.socket).poll_read(cx, buffer))?;
+        self.received.set(self.received.get() + (buffer.filled().len() - before) as u64);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        // What is large on its own, or follows nothing, needs no copy.
+        if self.out.is_empty() && bytes.len() >= 4096 {
+            return self.socket.poll_write(cx, bytes);
+        }
+        if self.out.len() + bytes.len() > limits::WRITE_BUFFER_BYTES {
+            ready!(self.poll_drain(cx))?;
+            if bytes.len() > limits::WRITE_BUFFER_BYTES {
+                return self.socket.poll_write(cx, bytes);
+            }
+        }
+        self.out.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_drain(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_drain(cx))?;
+        self.socket.poll_shutdown(cx)
+    }
+}

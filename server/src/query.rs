@@ -1,0 +1,260 @@
+//! Range requests and compares, answered from any view of the keyspace: the published one that net threads read, or the
+//! transaction that apply is in. Does not know which, and knows no revisions' headers.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use daymark_storage::mvcc::{KeyRange, KeyValue, RangeEnd, RangeOptions, RangeResult, ReadError, ReadTxn, WriteTxn};
+
+use daymark_api::etcdserverpb as pb;
+use daymark_api::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
+use daymark_api::etcdserverpb::range_request::{SortOrder, SortTarget};
+use daymark_api::mvccpb;
+
+/// What a query is answered from.
+pub trait View {
+    /// The pair of `key`.
+    fn get(&mut self, key: &[u8]) -> Result<Option<KeyValue>, ReadError>;
+    /// The pairs of `range`.
+    fn range(&mut self, range: &KeyRange, options: &RangeOptions) -> Result<RangeResult, ReadError>;
+}
+
+impl View for ReadTxn {
+    fn get(&mut self, key: &[u8]) -> Result<Option<KeyValue>, ReadError> {
+        ReadTxn::get(self, key)
+    }
+
+    fn range(&mut self, range: &KeyRange, options: &RangeOptions) -> Result<RangeResult, ReadError> {
+        ReadTxn::range(self, range, options)
+    }
+}
+
+/// A write transaction as of now (revision 0), or as of a revision before it.
+pub struct InTxn<'a, 'w> {
+    pub txn: &'a mut WriteTxn<'w>,
+    pub revision: i64,
+}
+
+impl View for InTxn<'_, '_> {
+    fn get(&mut self, key: &[u8]) -> Result<Option<KeyValue>, ReadError> {
+        if self.revision == 0 {
+            return Ok(self.txn.get(key)?);
+        }
+        let range = KeyRange::point(Bytes::copy_from_slice(key));
+        Ok(self.txn.range(&range, &RangeOptions::default(), self.revision)?.kvs.pop())
+    }
+
+    fn range(&mut self, range: &KeyRange, options: &RangeOptions) -> Result<RangeResult, ReadError> {
+        self.txn.range(range, options, self.revision)
+    }
+}
+
+/// What a Range request asks of the keyspace, and what is left to do with the result.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What the keyspace does.
+    pub options: RangeOptions,
+    /// Sorting by something other than the key: by what, and whether descending.
+    sort: Option<(SortTarget, bool)>,
+    /// Pairs to keep after sorting; 0 for all.
+    sorted_limit: usize,
+    /// Values were only needed for sorting.
+    blank_values: bool,
+    /// Keys-only answers carry no lease, as etcd's since 3.7, which come from its index.
+    blank_leases: bool,
+}
+
+impl Plan {
+    /// The request must have passed the checks of sort order and target.
+    pub fn new(request: &pb::RangeRequest) -> Self {
+        let limit = usize::try_from(request.limit).unwrap_or(0);
+        let by_value = request.sort_target == SortTarget::Value as i32;
+        let mut plan = Self {
+            options: RangeOptions {
+                limit,
+                keys_only: request.keys_only && !by_value,
+                count_only: request.count_only,
+                min_mod: request.min_mod_revision,
+                max_mod: request.max_mod_revision,
+                min_create: request.min_create_revision,
+                max_create: request.max_create_revision,
+                ..RangeOptions::default()
+            },
+            sort: None,
+            sorted_limit: 0,
+            blank_values: request.keys_only && by_value,
+            blank_leases: request.keys_only && !by_value,
+        };
+        let target = SortTarget::try_from(request.sort_target).unwrap_or(SortTarget::Key);
+        match (target, SortOrder::try_from(request.sort_order).unwrap_or(SortOrder::None)) {
+            (SortTarget::Key, order) => plan.options.descending = order == SortOrder::Descend,
+            (target, SortOrder::None) => {
+                // etcd picks the first limit + 1 in key order and sorts only these, unless a filter is set.
+                plan.sort = Some((target, false));
+                plan.sorted_limit = limit;
+                plan.options.limit = if limit == 0 || plan.has_filters() { 0 } else { limit + 1 };
+            }
+            (target, order) => {
+                plan.sort = Some((target, order == SortOrder::Descend));
+                plan.sorted_limit = limit;
+                plan.options.limit = 0;
+            }
+        }
+        plan
+    }
+
+    /// Whether the pairs are returned as they are met, so that a scan may end with the limit.
+    pub fn is_plain(&self) -> bool {
+        self.sort.is_none() && !self.options.descending && !self.options.count_only && !self.has_filters()
+    }
+
+    /// The answer, but for its header.
+    pub fn finish(&self, mut result: RangeResult) -> pb::RangeResponse {
+        if let Some((target, descending)) = self.sort {
+            sort(&mut result.kvs, target, descending);
+            result.more = self.sorted_limit > 0 && result.kvs.len() > self.sorted_limit;
+            if result.more {
+                result.kvs.truncate(self.sorted_limit);
+            }
+        }
+        let kvs = result.kvs.into_iter().map(|kv| self.pair(kv)).collect();
+        pb::RangeResponse { header: None, kvs, more: result.more, count: result.count }
+    }
+
+    fn pair(&self, kv: KeyValue) -> mvccpb::KeyValue {
+        let mut kv = pair(kv);
+        if self.blank_values {
+            kv.value = Bytes::new();
+        }
+        if self.blank_leases {
+            kv.lease = 0;
+        }
+        kv
+    }
+
+    fn has_filters(&self) -> bool {
+        let options = &self.options;
+        [options.min_mod, options.max_mod, options.min_create, options.max_create].iter().any(|bound| *bound != 0)
+    }
+}
+
+/// Answers a Range request at once, header not included.
+pub fn range(view: &mut impl View, request: &pb::RangeRequest) -> Result<pb::RangeResponse, ReadError> {
+    let plan = Plan::new(request);
+    let range = KeyRange::from_wire(&request.key, &request.range_end);
+    let result = view.range(&range, &plan.options)?;
+    Ok(plan.finish(result))
+}
+
+/// Whether a range inside of a transaction may read at `revision`. A negative one is below any compact revision here,
+/// whereas a Range outside of transactions takes it for the current one.
+pub fn check_revision_in_txn(revision: i64, current_revision: i64, compact_revision: i64) -> Result<(), ReadError> {
+    match revision {
+        0 => Ok(()),
+        revision if revision > current_revision => Err(ReadError::Future),
+        revision if revision < compact_revision.max(0) => Err(ReadError::Compacted),
+        _ => Ok(()),
+    }
+}
+
+/// A pair as it goes on the wire.
+pub fn pair(kv: KeyValue) -> mvccpb::KeyValue {
+    mvccpb::KeyValue {
+        key: kv.key,
+        create_revision: kv.create_revision,
+        mod_revision: kv.mod_revision,
+        version: kv.version,
+        value: kv.value,
+        lease: kv.lease,
+    }
+}
+
+/// The first key after `key`.
+pub fn successor(key: &[u8]) -> Bytes {
+    let mut next = BytesMut::with_capacity(key.len() + 1);
+    next.put_slice(key);
+    next.put_u8(0);
+    next.freeze()
+}
+
+/// Whether every compare holds; no compares hold.
+pub fn all_hold(view: &mut impl View, compares: &[pb::Compare]) -> Result<bool, ReadError> {
+    for compare in compares {
+        if !holds(view, compare)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Pairs that a compare of a range looks at in one piece.
+const COMPARE_CHUNK_BYTES: usize = 1 << 20;
+
+fn holds(view: &mut impl View, compare: &pb::Compare) -> Result<bool, ReadError> {
+    let mut range = KeyRange::from_wire(&compare.key, &compare.range_end);
+    if range.end == RangeEnd::Point {
+        return Ok(match view.get(&compare.key)? {
+            Some(kv) => holds_for(compare, &kv),
+            None => holds_for_missing(compare),
+        });
+    }
+    let options = RangeOptions { bytes_max: COMPARE_CHUNK_BYTES, without_count: true, ..RangeOptions::default() };
+    let mut found_any = false;
+    loop {
+        let result = view.range(&range, &options)?;
+        found_any |= !result.kvs.is_empty();
+        if !result.kvs.iter().all(|kv| holds_for(compare, kv)) {
+            return Ok(false);
+        }
+        match result.kvs.last() {
+            Some(last) if result.more => range.start = successor(&last.key),
+            _ => return Ok(found_any || holds_for_missing(compare)),
+        }
+    }
+}
+
+/// Numbers of a missing key are 0; its value is never equal, greater, less or different.
+fn holds_for_missing(compare: &pb::Compare) -> bool {
+    compare.target != CompareTarget::Value as i32 && holds_for(compare, &KeyValue::default())
+}
+
+fn holds_for(compare: &pb::Compare, kv: &KeyValue) -> bool {
+    // A union that is unset, or set for another target, counts as 0 or empty.
+    let union = &compare.target_union;
+    let ordering = match CompareTarget::try_from(compare.target) {
+        Ok(CompareTarget::Version) => {
+            kv.version.cmp(&if let Some(TargetUnion::Version(given)) = union { *given } else { 0 })
+        }
+        Ok(CompareTarget::Create) => {
+            kv.create_revision.cmp(&if let Some(TargetUnion::CreateRevision(given)) = union { *given } else { 0 })
+        }
+        Ok(CompareTarget::Mod) => {
+            kv.mod_revision.cmp(&if let Some(TargetUnion::ModRevision(given)) = union { *given } else { 0 })
+        }
+        Ok(CompareTarget::Lease) => kv.lease.cmp(&if let Some(TargetUnion::Lease(given)) = union { *given } else { 0 }),
+        Ok(CompareTarget::Value) => {
+            kv.value[..].cmp(if let Some(TargetUnion::Value(given)) = union { &given[..] } else { &[] })
+        }
+        Err(_) => std::cmp::Ordering::Equal,
+    };
+    match CompareResult::try_from(compare.result) {
+        Ok(CompareResult::Equal) => ordering.is_eq(),
+        Ok(CompareResult::NotEqual) => ordering.is_ne(),
+        Ok(CompareResult::Greater) => ordering.is_gt(),
+        Ok(CompareResult::Less) => ordering.is_lt(),
+        Err(_) => true,
+    }
+}
+
+/// Stable, so that every member answers the same where etcd leaves the order open.
+fn sort(kvs: &mut [KeyValue], target: SortTarget, descending: bool) {
+    let compare = |a: &KeyValue, b: &KeyValue| match target {
+        SortTarget::Key => a.key.cmp(&b.key),
+        SortTarget::Version => a.version.cmp(&b.version),
+        SortTarget::Create => a.create_revision.cmp(&b.create_revision),
+        SortTarget::Mod => a.mod_revision.cmp(&b.mod_revision),
+        SortTarget::Value => a.value.cmp(&b.value),
+    };
+    match descending {
+        true => kvs.sort_by(|a, b| compare(b, a)),
+        false => kvs.sort_by(compare),
+    }
+}

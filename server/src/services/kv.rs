@@ -1,0 +1,97 @@
+//! Range, Txn and Compact; Put and DeleteRange need nothing but replication. Reads answer from the published keyspace
+//! on the net thread while they are small, else on the pool.
+
+use daymark_storage::mvcc::{KeyRange, RangeEnd, RangeOptions, ReadTxn};
+
+use daymark_api::etcdserverpb as pb;
+use daymark_api::etcdserverpb::request_op::Request as Op;
+use daymark_api::etcdserverpb::response_op::Response;
+
+use super::{Door, check, header, on_pool};
+use crate::command::{Identity, Kind};
+use crate::error::Error;
+use crate::limits;
+use crate::query::{self, Plan};
+use crate::request::Reply;
+
+impl Door {
+    pub(super) async fn range(&self, request: &pb::RangeRequest) -> Result<pb::RangeResponse, Error> {
+        if !request.serializable {
+            self.read_barrier().await?;
+        }
+        let mut response = self.read_range(self.keyspace().read(request.revision)?, request).await?;
+        response.header = header(self.keyspace().current_revision());
+        Ok(response)
+    }
+
+    pub(super) async fn txn(&self, identity: Option<Identity>, request: pb::TxnRequest) -> Result<Reply, Error> {
+        if !check::is_read_only(&request) {
+            return self.propose(Kind::Txn, identity, &request).await;
+        }
+        if !check::is_serializable(&request) {
+            self.read_barrier().await?;
+        }
+        self.read_txn(request).await.map(Reply::Txn)
+    }
+
+    pub(super) async fn compact(
+        &self,
+        identity: Option<Identity>,
+        request: pb::CompactionRequest,
+    ) -> Result<Reply, Error> {
+        let result = self.propose(Kind::Compact, identity, &request).await;
+        // Like etcd also if it has been compacted before: perhaps its removal is still going on.
+        if request.physical && matches!(result, Ok(_) | Err(Error::Compacted)) {
+            let keyspace = self.member().views.keyspace.clone();
+            on_pool(move || Ok(keyspace.drop_history()?)).await?;
+        }
+        result
+    }
+
+    /// Only ranges, all at one revision unless they name another.
+    async fn read_txn(&self, request: pb::TxnRequest) -> Result<pb::TxnResponse, Error> {
+        let mut now = self.keyspace().read(0)?;
+        let (revision, compact_revision) = (now.revision(), self.keyspace().compact_revision());
+        let succeeded = query::all_hold(&mut now, &request.compare)?;
+        let ops = if succeeded { request.success } else { request.failure };
+        let ranges = || {
+            ops.iter().filter_map(|op| if let Some(Op::RequestRange(range)) = &op.request { Some(range) } else { None })
+        };
+        for range in ranges() {
+            query::check_revision_in_txn(range.revision, revision, compact_revision)?;
+        }
+        let mut responses = Vec::with_capacity(ops.len());
+        for range in ranges() {
+            let view = if range.revision <= 0 { now.clone() } else { self.keyspace().read(range.revision)? };
+            let mut response = self.read_range(view, range).await?;
+            response.header = header(revision);
+            responses.push(pb::ResponseOp { response: Some(Response::ResponseRange(response)) });
+        }
+        Ok(pb::TxnResponse { header: header(revision), succeeded, responses })
+    }
+
+    async fn read_range(&self, mut view: ReadTxn, request: &pb::RangeRequest) -> Result<pb::RangeResponse, Error> {
+        let range = KeyRange::from_wire(&request.key, &request.range_end);
+        if range.end == RangeEnd::Point {
+            return Ok(query::range(&mut view, request)?);
+        }
+        let plan = Plan::new(request);
+        if !plan.is_plain() {
+            return on_pool(move || Ok(plan.finish(view.range(&range, &plan.options)?))).await;
+        }
+        let inline = RangeOptions { bytes_max: limits::RANGE_INLINE_BYTES_MAX, without_count: true, ..plan.options };
+        let mut result = view.range(&range, &inline)?;
+        if result.cut_by_bytes {
+            return on_pool(move || Ok(plan.finish(view.range(&range, &plan.options)?))).await;
+        }
+        if result.more
+            && let Some(last) = result.kvs.last()
+        {
+            // Cut by the limit: the pairs are here, the keys behind them still count.
+            let rest = KeyRange { start: query::successor(&last.key), end: range.end };
+            let behind = on_pool(move || Ok(view.count(&rest)?)).await?;
+            result.count = result.kvs.len() as i64 + behind;
+        }
+        Ok(plan.finish(result))
+    }
+}

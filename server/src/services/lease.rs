@@ -1,0 +1,120 @@
+//! Leases as clients ask for them. The table is replicated, their time is the lessor's.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use daymark_api::etcdserverpb as pb;
+use futures_util::{Stream, StreamExt};
+use prost::Message;
+use smallvec::smallvec;
+use tokio::time::Instant;
+
+use super::{Door, header};
+use crate::command::{Identity, Kind};
+use crate::error::Error;
+use crate::policy::lessor::Renewal;
+use crate::request::{Context, Reply, Sink};
+use crate::state::lease;
+
+/// How often a renewal of a lease that is over looks whether its end has been replicated.
+const OVER_POLL: Duration = Duration::from_millis(50);
+
+impl Door {
+    /// Chooses the id if there is none and raises the TTL to the minimum: apply knows neither chance nor configuration.
+    pub(super) async fn lease_grant(
+        &self,
+        identity: Option<Identity>,
+        mut request: pb::LeaseGrantRequest,
+    ) -> Result<Reply, Error> {
+        while request.id == 0 {
+            request.id = (rand::random::<u64>() >> 1) as i64;
+        }
+        request.ttl = request.ttl.max(self.member().settings.lease_ttl_secs_min());
+        self.propose(Kind::LeaseGrant, identity, &request).await
+    }
+
+    pub(super) async fn lease_time_to_live(
+        &self,
+        request: &pb::LeaseTimeToLiveRequest,
+    ) -> Result<pb::LeaseTimeToLiveResponse, Error> {
+        let term = self.lead().await?;
+        let mut response = pb::LeaseTimeToLiveResponse { id: request.id, ttl: -1, ..Default::default() };
+        if let Some(left) = self.member().lessor.remaining(request.id, term)? {
+            (response.ttl, response.granted_ttl) = (left.remaining_secs, left.granted_secs);
+            if request.keys {
+                response.keys = lease::attached_keys(self.keyspace(), request.id)?;
+            }
+        }
+        response.header = header(self.keyspace().current_revision());
+        Ok(response)
+    }
+
+    pub(super) fn lease_leases(&self) -> Result<pb::LeaseLeasesResponse, Error> {
+        let ids = self.member().lessor.list()?;
+        let leases = ids.into_iter().map(|id| pb::LeaseStatus { id }).collect();
+        Ok(pb::LeaseLeasesResponse { header: header(self.keyspace().current_revision()), leases })
+    }
+
+    /// Serves a keep-alive stream: an answer for each request, in order. Ends well when the client has ended its half.
+    pub async fn lease_keep_alive(
+        &self,
+        context: Context,
+        requests: impl Stream<Item = Result<pb::LeaseKeepAliveRequest, Error>>,
+        sink: Sink,
+    ) {
+        let served = async {
+            self.check_context(&context)?;
+            let mut requests = pin!(requests);
+            while let Some(request) = requests.next().await {
+                let response = self.keep_alive(&context, request?).await?;
+                sink.push(smallvec![response.encode_to_vec().into()]);
+                // A client that does not read gets no more answers queued than the sink has room for.
+                sink.wait_for_credit().await;
+            }
+            Ok(())
+        };
+        let end = served.await;
+        sink.finish(end);
+    }
+
+    /// Renews a lease: one message of the keep-alive stream. A lease that is unknown or over is answered with TTL 0;
+    /// an error ends the stream.
+    pub async fn keep_alive(
+        &self,
+        _context: &Context,
+        request: pb::LeaseKeepAliveRequest,
+    ) -> Result<pb::LeaseKeepAliveResponse, Error> {
+        let header = Some(self.header(self.keyspace().current_revision()));
+        let term = self.lead().await?;
+        let lessor = &self.member().lessor;
+        let ttl = match lessor.renew(request.id, term)? {
+            Renewal::Renewed { ttl_secs } => ttl_secs,
+            Renewal::Unknown => 0,
+            Renewal::Over => {
+                let deadline = Instant::now() + self.member().settings.request_timeout();
+                while lessor.contains(request.id)? {
+                    if Instant::now() >= deadline {
+                        return Err(Error::TimedOut);
+                    }
+                    tokio::time::sleep(OVER_POLL).await;
+                }
+                0
+            }
+        };
+        Ok(pb::LeaseKeepAliveResponse { header, id: request.id, ttl })
+    }
+
+    /// Confirms that this member leads and returns the term; the state is then as new as any answer given before. Other
+    /// members will be asked once there are some.
+    async fn lead(&self) -> Result<u64, Error> {
+        self.read_barrier().await?;
+        let raft = &self.member().raft;
+        match raft.read_barrier_now() {
+            Some(_) => Ok(raft.term()),
+            None => {
+                let status = raft.status();
+                if status.is_leader { Ok(status.term) } else { Err(Error::NotPrimaryLessor) }
+            }
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Live delivery: one applied batch to the watchers that have got everything before it. Not catching up.
+
+use std::mem;
+
+use super::Engine;
+use super::arena::{Arena, Key};
+use super::encode::{EventBytes, Prefixes};
+use super::ring::AppliedBatch;
+use super::watcher::{Flags, Groups, Stand, Watcher};
+
+impl Engine {
+    /// Hands the revisions of `batch` above the cursor to live watchers: one response for each revision and watcher.
+    pub(super) fn deliver(&mut self, batch: &AppliedBatch) {
+        let mut touched = Vec::new();
+        for events in batch.events.chunk_by(|one, next| one.kv.mod_revision == next.kv.mod_revision) {
+            let revision = events[0].kv.mod_revision;
+            debug_assert!((batch.first_revision..=batch.last_revision).contains(&revision));
+            if revision <= self.cursor {
+                continue;
+            }
+            let Groups { rows, matcher, .. } = &mut self.groups;
+            for event in events {
+                let mut bytes = EventBytes::new(event);
+                matcher.find(&event.kv.key, |key| {
+                    let group = &mut rows[key];
+                    let flags = group.interest.flags;
+                    if group.live.is_empty() || !flags.admits(event.kind) {
+                        return;
+                    }
+                    if group.pending.is_empty() {
+                        touched.push(key);
+                    }
+                    group.pending.push(bytes.get(flags.has(Flags::PREV_KV)));
+                });
+            }
+            if !touched.is_empty() {
+                let mut prefixes = self.headers.prefixes(revision);
+                for group in touched.drain(..) {
+                    self.deliver_to_group(group, revision, &mut prefixes);
+                }
+            }
+        }
+    }
+
+    fn deliver_to_group(&mut self, group: Key, revision: i64, prefixes: &mut Prefixes) {
+        let mut payload = mem::take(&mut self.groups.rows[group].pending);
+        let fragment_bytes = self.fragment_bytes(group);
+        if payload.byte_len() < fragment_bytes {
+            payload.join();
+        }
+        let mut place = 0;
+        while let Some(&key) = self.groups.rows[group].live.get(place) {
+            let watcher = &mut self.watchers[key];
+            if watcher.next_revision > revision {
+                place += 1;
+                continue;
+            }
+            let stream = &mut self.streams[watcher.stream];
+            if stream.sink.credit() == 0 {
+                watcher.next_revision = revision;
+                stream.parked.push(key);
+                leave_live(&mut self.groups, &mut self.watchers, key);
+                self.watchers[key].stand = Stand::Parked;
+                continue;
+            }
+            watcher.next_revision = revision + 1;
+            watcher.flags.set(Flags::QUIET, false);
+            watcher.flags.set(Flags::FUTURE, false);
+            let prefix = prefixes.get(watcher.watch_id);
+            payload.fragments(prefix, fragment_bytes, |parts| stream.sink.push(parts));
+            place += 1;
+        }
+    }
+
+    /// From which size on responses of a group are split.
+    pub(super) fn fragment_bytes(&self, group: Key) -> usize {
+        let splits = self.groups.rows[group].interest.flags.has(Flags::FRAGMENT);
+        if splits { self.options.fragment_bytes } else { usize::MAX }
+    }
+
+    /// Moves the cursor over revisions whose events did not come: live watchers fall behind, all but those that wait
+    /// for later revisions.
+    pub(super) fn skip_to(&mut self, revision: i64) {
+        let first_missing = self.cursor + 1;
+        self.cursor = revision;
+        let groups: Vec<Key> = self.groups.rows.keys().collect();
+        for group in groups {
+            for key in mem::take(&mut self.groups.rows[group].live) {
+                let watcher = &mut self.watchers[key];
+                watcher.next_revision = watcher.next_revision.max(first_missing);
+                self.settle(key);
+            }
+        }
+    }
+
+    /// Notices applied batches that did not fit into the mailbox when no later one follows. The published revision may
+    /// be ahead of the mailbox for a moment, therefore only what two turns in a row cannot explain is a gap.
+    pub(super) fn notice_gap(&mut self) {
+        let published = self.keyspace.current_revision();
+        if self.watchers.is_empty() || published <= self.cursor {
+            self.unexplained = None;
+            return;
+        }
+        match self.unexplained.replace(published) {
+            Some(before) => self.skip_to(before),
+            None => self.mailbox.wake(),
+        }
+    }
+}
+
+/// Takes a watcher out of its group's live ones. Its stand is then stale.
+pub(super) fn leave_live(groups: &mut Groups, watchers: &mut Arena<Watcher>, key: Key) {
+    let watcher = &watchers[key];
+    let Stand::Live { place } = watcher.stand else { unreachable!("only a live watcher leaves") };
+    let live = &mut groups.rows[watcher.group].live;
+    assert_eq!(live.swap_remove(place as usize), key);
+    if let Some(moved) = live.get(place as usize) {
+        watchers[*moved].stand = Stand::Live { place };
+    }
+}

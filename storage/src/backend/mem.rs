@@ -1,0 +1,158 @@
+//! The model of a backend: ordered maps in memory that forget at a crash what was not flushed. For tests and the
+//! simulator; the server does not offer it as a place to keep data.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::RwLock;
+
+use super::{Backend, BackendSize, Cursor, Direction, Family, Span, WriteBatch};
+use crate::error::{Result, StorageError};
+use crate::mvcc::layout;
+
+type Map = Arc<BTreeMap<Bytes, Bytes>>;
+
+/// Maps behind one lock. Cursors hold the map as it was; the next write then copies it, which is what makes this a
+/// model and not a store.
+#[derive(Default)]
+pub struct MemBackend {
+    state: RwLock<State>,
+}
+
+#[derive(Default)]
+struct State {
+    live: [Map; 5],
+    durable: [Map; 5],
+    history_floor: i64,
+}
+
+impl MemBackend {
+    /// An empty one.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// What a member finds that lost its power now: a new backend at the state of the last flush.
+    pub fn crash(&self) -> Arc<Self> {
+        let durable = self.state.read().durable.clone();
+        Arc::new(Self { state: RwLock::new(State { live: durable.clone(), durable, history_floor: 0 }) })
+    }
+
+    fn lookup(map: &Map, key: &[u8], out: &mut Vec<u8>) -> bool {
+        out.clear();
+        let found = map.get(key);
+        out.extend_from_slice(found.map(|value| &value[..]).unwrap_or_default());
+        found.is_some()
+    }
+}
+
+impl Backend for MemBackend {
+    fn path(&self) -> &Path {
+        Path::new("memory")
+    }
+
+    fn get(&self, family: Family, key: &[u8], out: &mut Vec<u8>) -> Result<bool> {
+        Ok(Self::lookup(&self.state.read().live[family as usize], key, out))
+    }
+
+    fn get_durable(&self, family: Family, key: &[u8], out: &mut Vec<u8>) -> Result<bool> {
+        Ok(Self::lookup(&self.state.read().durable[family as usize], key, out))
+    }
+
+    fn iterate(&self, family: Family, span: Span<'_>, direction: Direction) -> Result<Box<dyn Cursor + '_>> {
+        let map = self.state.read().live[family as usize].clone();
+        let end = span.end.map_or(Bound::Unbounded, |end| Bound::Excluded(Bytes::copy_from_slice(end)));
+        let start = Bound::Included(Bytes::copy_from_slice(span.start));
+        let mut cursor = MemCursor { map, start, end, direction, here: None };
+        if !span.is_empty() {
+            cursor.step();
+        }
+        Ok(Box::new(cursor))
+    }
+
+    fn write(&self, batch: &WriteBatch) -> Result<()> {
+        let mut state = self.state.write();
+        for (family, key, value) in batch.changes() {
+            let map = Arc::make_mut(&mut state.live[family as usize]);
+            match value {
+                Some(value) => map.insert(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)),
+                None => map.remove(key),
+            };
+        }
+        Ok(())
+    }
+
+    /// Also does what RocksDB does some time later: forgets stubs that the history floor has passed.
+    fn flush(&self) -> Result<()> {
+        let mut state = self.state.write();
+        let floor = state.history_floor;
+        Arc::make_mut(&mut state.live[Family::Cur as usize]).retain(|_, value| !layout::is_old_stub(value, floor));
+        Arc::make_mut(&mut state.live[Family::Fwd as usize]).retain(|key, _| !layout::is_old_link(key, floor));
+        state.durable = state.live.clone();
+        Ok(())
+    }
+
+    fn drop_files_below(&self, family: Family, key: &[u8]) -> Result<()> {
+        let mut state = self.state.write();
+        let State { live, durable, .. } = &mut *state;
+        for maps in [live, durable] {
+            let map = Arc::make_mut(&mut maps[family as usize]);
+            *map = map.split_off(key);
+        }
+        Ok(())
+    }
+
+    fn set_history_floor(&self, revision: i64) {
+        self.state.write().history_floor = revision;
+    }
+
+    fn size(&self) -> Result<BackendSize> {
+        let state = self.state.read();
+        let sum =
+            |maps: &[Map; 5]| maps.iter().flat_map(|map| map.iter()).map(|(k, v)| (k.len() + v.len()) as u64).sum();
+        let (on_disk_bytes, live_bytes) = (sum(&state.durable), sum(&state.live));
+        Ok(BackendSize { on_disk_bytes, memtable_bytes: live_bytes, cache_bytes: 0, live_bytes })
+    }
+
+    fn checkpoint(&self, dir: &Path) -> Result<()> {
+        Err(StorageError::Backend { what: format!("the memory backend has no files to copy to {}", dir.display()) })
+    }
+}
+
+struct MemCursor {
+    map: Map,
+    start: Bound<Bytes>,
+    end: Bound<Bytes>,
+    direction: Direction,
+    here: Option<(Bytes, Bytes)>,
+}
+
+impl MemCursor {
+    fn step(&mut self) {
+        let mut rest = self.map.range((self.start.clone(), self.end.clone()));
+        let next = match self.direction {
+            Direction::Forward => rest.next(),
+            Direction::Backward => rest.next_back(),
+        };
+        self.here = next.map(|(key, value)| (key.clone(), value.clone()));
+    }
+}
+
+impl Cursor for MemCursor {
+    fn item(&self) -> Option<(&[u8], &[u8])> {
+        self.here.as_ref().map(|(key, value)| (&key[..], &value[..]))
+    }
+
+    fn advance(&mut self) -> Result<()> {
+        let (key, _) = self.here.take().expect("a cursor is not moved past its end");
+        match self.direction {
+            Direction::Forward => self.start = Bound::Excluded(key),
+            Direction::Backward => self.end = Bound::Excluded(key),
+        }
+        self.step();
+        Ok(())
+    }
+}

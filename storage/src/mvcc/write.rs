@@ -1,0 +1,382 @@
+//! The write side: change sets, one new revision each, gathered into one write batch. Belongs to the apply thread
+//! alone; what is visible when is decided by its owner through `commit` and `publish`.
+
+use std::mem;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::cache::{Cache, Overlay, TxnMark};
+use super::event::{Event, EventKind, KeyValue};
+use super::layout::{self, Meta, Op, Position, Record, UndoRecord};
+use super::range::{KeyRange, RangeOptions, RangeResult};
+use super::revision::Revision;
+use super::rewind::{self, Source};
+use super::{Keyspace, ReadError, read};
+use crate::backend::{Direction, Family, Span, VisitRow};
+use crate::error::{Result, StorageError};
+use crate::log_id::LogId;
+
+/// The only one that changes a keyspace.
+///
+/// Changes gather in a write batch: transactions, compactions and table rows. `commit` hands the batch with the
+/// applied id to the backend; `publish` then lets readers see it. Between the two, reads meet newer records than their
+/// revision and undo them.
+///
+/// Invariants: `published <= committed <= latest`, for the revision, the compact revision and the applied id alike;
+/// `compact revision <= revision`. A transaction that is dropped leaves nothing in the batch.
+pub struct Writer {
+    keyspace: Arc<Keyspace>,
+    cache: Cache,
+    overlay: Overlay,
+    /// With everything in the batch; `applied` as of the last commit.
+    latest: Position,
+    committed: Position,
+    /// A batch could not be written, so the state in the backend is not the one known here.
+    failed: Option<StorageError>,
+    // Buffers, to be reused.
+    found: Vec<u8>,
+    record: Vec<u8>,
+    undo: Vec<u8>,
+}
+
+/// What a finished transaction did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TxnChanges {
+    /// The revision it made, or the one before if it changed nothing.
+    pub revision: i64,
+    /// Its changes in order.
+    pub events: Vec<Event>,
+}
+
+/// One change set in the making. Reads see its own writes. Dropped without [`WriteTxn::finish`] it never was.
+pub struct WriteTxn<'a> {
+    writer: &'a mut Writer,
+    mark: TxnMark,
+    main: i64,
+    events: Vec<Event>,
+    finished: bool,
+}
+
+/// A key's state, owned.
+enum State {
+    None,
+    Stub(Revision),
+    Live(Meta, KeyValue),
+}
+
+impl Writer {
+    pub(super) fn new(keyspace: Arc<Keyspace>, position: Position, cache_bytes_max: usize) -> Self {
+        Self {
+            keyspace,
+            cache: Cache::new(cache_bytes_max),
+            overlay: Overlay::default(),
+            latest: position,
+            committed: position,
+            failed: None,
+            found: Vec::new(),
+            record: Vec::new(),
+            undo: Vec::new(),
+        }
+    }
+
+    /// The keyspace that is written.
+    pub fn keyspace(&self) -> &Arc<Keyspace> {
+        &self.keyspace
+    }
+
+    /// Newest revision, that of changes not yet committed included.
+    pub fn latest_revision(&self) -> i64 {
+        self.latest.current_revision
+    }
+
+    /// Compact revision, that of compactions not yet committed included.
+    pub fn latest_compact_revision(&self) -> i64 {
+        self.latest.compact_revision
+    }
+
+    /// Bytes in the write batch so far.
+    pub fn batch_bytes(&self) -> usize {
+        self.overlay.batch.byte_len()
+    }
+
+    /// Begins a change set at the revision after the latest.
+    pub fn begin(&mut self) -> WriteTxn<'_> {
+        let mark = self.overlay.begin();
+        let main = self.latest.current_revision + 1;
+        WriteTxn { writer: self, mark, main, events: Vec::new(), finished: false }
+    }
+
+    /// Raises the compact revision, as part of the batch. History goes later, see [`Keyspace::drop_history`].
+    pub fn compact(&mut self, revision: i64) -> std::result::Result<(), ReadError> {
+        // In etcd's order of checks.
+        if revision <= self.latest.compact_revision {
+            return Err(ReadError::Compacted);
+        }
+        if revision > self.latest.current_revision {
+            return Err(ReadError::Future);
+        }
+        self.latest.compact_revision = revision;
+        Ok(())
+    }
+
+    /// Sets a row of another owner's table, in the same batch. Keys of `meta` that begin with `mvcc/` are not theirs.
+    pub fn table_put(&mut self, family: Family, key: &[u8], value: &[u8]) {
+        check_table(family, key);
+        self.overlay.table_change(family, key, Some(value));
+    }
+
+    /// Removes a row.
+    pub fn table_delete(&mut self, family: Family, key: &[u8]) {
+        check_table(family, key);
+        self.overlay.table_change(family, key, None);
+    }
+
+    /// A row, with the changes of this batch.
+    pub fn table_get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        if let Some(row) = self.overlay.table_row(family, key) {
+            return Ok(row.map(<[u8]>::to_vec));
+        }
+        let mut value = Vec::new();
+        Ok(self.keyspace.shared.backend.get(family, key, &mut value)?.then_some(value))
+    }
+
+    /// Calls `visit` for each row from `start` up to `end` (empty: to the last) in key order until it breaks, with the
+    /// changes of this batch.
+    pub fn table_scan(&self, family: Family, start: &[u8], end: &[u8], visit: &mut VisitRow<'_>) -> Result<()> {
+        let end = (!end.is_empty()).then_some(end);
+        let own = self.overlay.table_rows(family, start, end);
+        let cursor = self.keyspace.shared.backend.iterate(family, Span { start, end }, Direction::Forward)?;
+        rewind::merge(cursor, &own, Direction::Forward, &mut |key, value| Ok::<_, StorageError>(visit(key, value)))
+    }
+
+    /// Writes the batch with the id of the last log entry in it. Durable only after a flush, so that after a crash the
+    /// log is replayed from what [`Keyspace::durable_applied`] says. After a failure nothing can be written any more.
+    pub fn commit(&mut self, applied: LogId) -> Result<()> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        if self.committed.applied.is_some_and(|before| before.index > applied.index) {
+            return Err(StorageError::Invariant {
+                what: format!("entry {applied} is applied after {:?}", self.committed.applied),
+            });
+        }
+        self.latest.applied = Some(applied);
+        let position = layout::encode_position(&self.latest);
+        self.overlay.batch.put(Family::Meta, layout::POSITION_KEY, &position);
+        if let Err(error) = self.keyspace.shared.backend.write(&self.overlay.batch) {
+            self.failed = Some(error.clone());
+            return Err(error);
+        }
+        self.overlay.finish(&mut self.cache);
+        self.committed = self.latest;
+        Ok(())
+    }
+
+    /// Lets readers see what was committed.
+    pub fn publish(&mut self) {
+        self.keyspace.shared.publish(&self.committed);
+    }
+
+    fn state(&mut self, key: &Bytes) -> Result<State> {
+        if let Some(record) = self.overlay.newest(key) {
+            return own_state(&self.keyspace, key, record, Bytes::copy_from_slice);
+        }
+        if let Some(record) = self.cache.get(key) {
+            return own_state(&self.keyspace, key, record, |value| record.slice_ref(value));
+        }
+        if !self.keyspace.shared.backend.get(Family::Cur, key, &mut self.found)? {
+            return Ok(State::None);
+        }
+        own_state(&self.keyspace, key, &self.found, Bytes::copy_from_slice)
+    }
+}
+
+impl WriteTxn<'_> {
+    /// The revision before the transaction.
+    pub fn base_revision(&self) -> i64 {
+        self.main - 1
+    }
+
+    /// Whether it has changed anything so far.
+    pub fn changed(&self) -> bool {
+        !self.events.is_empty()
+    }
+
+    /// The pair of `key` as of now, own writes included.
+    pub fn get(&mut self, key: &[u8]) -> Result<Option<KeyValue>> {
+        match self.writer.state(&Bytes::copy_from_slice(key))? {
+            State::Live(_, kv) => Ok(Some(kv)),
+            State::Stub(_) | State::None => Ok(None),
+        }
+    }
+
+    /// The pairs of `range`: as of now, own writes included, for a `revision` of 0 or less, else as of that revision,
+    /// which must not be above the one before the transaction.
+    pub fn range(
+        &mut self,
+        range: &KeyRange,
+        options: &RangeOptions,
+        revision: i64,
+    ) -> std::result::Result<RangeResult, ReadError> {
+        let revision = match revision {
+            ..=0 => self.main,
+            _ if revision > self.base_revision() => return Err(ReadError::Future),
+            _ if revision < self.writer.latest.compact_revision => return Err(ReadError::Compacted),
+            _ => revision,
+        };
+        self.writer.overlay.order();
+        read::read_range(&self.source(), range, options, revision)
+    }
+
+    /// Creates or overwrites `key`; returns the pair it replaces, which may be of this very transaction.
+    pub fn put(&mut self, key: Bytes, value: Bytes, lease: i64) -> Result<Option<KeyValue>> {
+        assert!(!key.is_empty(), "keys are checked before they are proposed");
+        let state = self.writer.state(&key)?;
+        let modified = self.next_revision();
+        let (create_revision, version) = match &state {
+            State::Live(meta, _) => (meta.create_revision, meta.version + 1),
+            State::Stub(_) | State::None => (modified.main, 1),
+        };
+        let meta = Meta { modified, create_revision, version, lease };
+        self.change(&key, Record::Live(meta, &value), Op::Put(meta), &state);
+        let kv = KeyValue { key, create_revision, mod_revision: modified.main, version, lease, value };
+        let previous = state.into_pair();
+        self.push_event(EventKind::Put, kv, previous.clone());
+        Ok(previous)
+    }
+
+    /// Deletes `key`; returns the pair that is gone, or none if there was nothing to delete.
+    pub fn delete(&mut self, key: &[u8]) -> Result<Option<KeyValue>> {
+        let key = Bytes::copy_from_slice(key);
+        let state = self.writer.state(&key)?;
+        let State::Live(..) = state else { return Ok(None) };
+        let modified = self.next_revision();
+        self.change(&key, Record::Stub(modified), Op::Delete, &state);
+        let previous = state.into_pair();
+        let kv = KeyValue { key, mod_revision: modified.main, ..KeyValue::default() };
+        self.push_event(EventKind::Delete, kv, previous.clone());
+        Ok(previous)
+    }
+
+    /// Deletes every key of `range`, in key order; returns the pairs that are gone.
+    pub fn delete_range(&mut self, range: &KeyRange) -> Result<Vec<KeyValue>> {
+        let mut keys = Vec::new();
+        self.writer.overlay.order();
+        let found = self.source().newest_in(range, Direction::Forward, &mut |key, _| {
+            keys.push(Bytes::copy_from_slice(key));
+            Ok(ControlFlow::Continue(()))
+        });
+        found.map_err(newest_is_readable)?;
+        let mut gone = Vec::new();
+        for key in keys {
+            gone.extend(self.delete(&key)?);
+        }
+        Ok(gone)
+    }
+
+    /// Makes the changes part of the batch.
+    pub fn finish(mut self) -> TxnChanges {
+        self.finished = true;
+        if self.changed() {
+            self.writer.latest.current_revision = self.main;
+        }
+        TxnChanges { revision: self.writer.latest.current_revision, events: mem::take(&mut self.events) }
+    }
+
+    fn source(&self) -> Source<'_> {
+        Source { shared: &self.writer.keyspace.shared, overlay: Some(&self.writer.overlay) }
+    }
+
+    fn next_revision(&self) -> Revision {
+        Revision { main: self.main, sub: self.events.len() as i64 }
+    }
+
+    fn change(&mut self, key: &Bytes, newest: Record<'_>, op: Op, state: &State) {
+        let Writer { overlay, record, undo, .. } = &mut *self.writer;
+        let modified = newest.modified().expect("a change leads to a live key or a stub");
+        let previous = state.as_record();
+        record.clear();
+        layout::encode_record(&newest, record);
+        undo.clear();
+        layout::encode_undo(&UndoRecord { key, op, previous }, undo);
+        overlay.change(key, modified, record, undo, !matches!(state, State::None));
+        if let State::Live(meta, _) = state {
+            let [from, to] = [meta.modified, modified].map(layout::revision_key);
+            overlay.batch.put(Family::Fwd, &from, &to);
+        }
+    }
+
+    fn push_event(&mut self, kind: EventKind, kv: KeyValue, replaced: Option<KeyValue>) {
+        let mut prev = replaced;
+        if prev.as_ref().is_some_and(|prev| prev.mod_revision == self.main) {
+            // Changed before in this revision: the first of these changes knows the pair of the revision before.
+            prev = self.events.iter().find(|event| event.kv.key == kv.key).and_then(|event| event.prev.clone());
+        }
+        let mut event = Event { kind, kv, prev, sub: self.events.len() as i64 };
+        if event.is_create() {
+            event.prev = None;
+        }
+        self.events.push(event);
+    }
+}
+
+impl Drop for WriteTxn<'_> {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.writer.overlay.abort(self.mark);
+        }
+    }
+}
+
+impl State {
+    fn as_record(&self) -> Record<'_> {
+        match self {
+            State::None => Record::None,
+            State::Stub(revision) => Record::Stub(*revision),
+            State::Live(meta, kv) => Record::Live(*meta, &kv.value),
+        }
+    }
+
+    fn into_pair(self) -> Option<KeyValue> {
+        match self {
+            State::Live(_, kv) => Some(kv),
+            State::Stub(_) | State::None => None,
+        }
+    }
+}
+
+fn own_state(keyspace: &Keyspace, key: &Bytes, record: &[u8], own: impl FnOnce(&[u8]) -> Bytes) -> Result<State> {
+    let record = layout::decode_record(record);
+    let record = record.ok_or_else(|| rewind::undecodable(&keyspace.shared, "record of", key))?;
+    Ok(match record {
+        Record::None => State::None,
+        Record::Stub(revision) => State::Stub(revision),
+        Record::Live(meta, value) => {
+            let kv = KeyValue {
+                key: key.clone(),
+                create_revision: meta.create_revision,
+                mod_revision: meta.modified.main,
+                version: meta.version,
+                lease: meta.lease,
+                value: own(value),
+            };
+            State::Live(meta, kv)
+        }
+    })
+}
+
+fn check_table(family: Family, key: &[u8]) {
+    assert!(matches!(family, Family::Lease | Family::Meta), "{family:?} holds no tables of others");
+    let reserved = family == Family::Meta && key.starts_with(layout::RESERVED_PREFIX);
+    assert!(!reserved, "keys of meta that begin with mvcc/ belong to the keyspace");
+}
+
+/// A read of the newest state meets no compaction.
+fn newest_is_readable(error: ReadError) -> StorageError {
+    match error {
+        ReadError::Storage(error) => error,
+        other => StorageError::Invariant { what: format!("reading the newest state failed: {other}") },
+    }
+}

@@ -1,0 +1,6 @@
+//! The tests of this crate, in one binary.
+
+mod backend;
+mod disk;
+mod mvcc;
+mod wal;

@@ -1,0 +1,11 @@
+//! The keyspace: against a naive model, under concurrent readers, and through crashes.
+
+mod concurrency;
+mod generated;
+#[cfg(feature = "rocksdb")]
+mod killed;
+mod model;
+mod rules;
+mod scripts;
+#[cfg(feature = "rocksdb")]
+mod space;
