@@ -41,7 +41,7 @@ use crate::views::Views;
 use crate::watch::{Engine, Options as WatchOptions};
 
 /// What ends the member when it must not go on: called with the facts, at most once a cause, from any thread.
-pub type OnFatal = Arc<dyn Fn(String) + Send + Sync>;
+pub type OnFatal = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// Why a member did not start: cause and remedy, a sentence each.
 #[derive(Debug)]
@@ -135,7 +135,14 @@ impl Server {
             .map_err(|error| StartError::new(error, "choose a data directory that belongs to this member"))?;
         wait_until_replayed(&raft, &views)?;
         let upkeep = upkeep::start(views.clone(), raft.clone(), fatal(&on_fatal, "upkeep")).map_err(thread_failed)?;
-        let parts = Parts { config, views: &views, raft: &raft, wal: storage.wal.clone(), ring_bytes: memory.ring_bytes };
+        let parts = Parts {
+            config,
+            views: &views,
+            raft: &raft,
+            wal: storage.wal.clone(),
+            ring_bytes: memory.ring_bytes,
+            on_fatal: on_fatal.clone(),
+        };
         let net = start_net(&parts).map_err(thread_failed)??;
         tracing::info!("ready to serve client requests");
         listeners.open(&net);
@@ -318,7 +325,7 @@ fn memory_budget(config: &Config) -> u64 {
 
 fn fatal(on_fatal: &OnFatal, part: &'static str) -> Box<dyn FnOnce(String) + Send> {
     let on_fatal = on_fatal.clone();
-    Box::new(move |facts| on_fatal(format!("{part}: {facts}")))
+    Box::new(move |facts| on_fatal(&format!("{part}: {facts}")))
 }
 
 fn current_thread_runtime() -> std::io::Result<tokio::runtime::Runtime> {
@@ -347,6 +354,7 @@ struct Parts<'a> {
     raft: &'a Handle,
     wal: Wal,
     ring_bytes: u64,
+    on_fatal: OnFatal,
 }
 
 /// Starts the net threads and waits until this member's name and client addresses are replicated.
@@ -360,7 +368,7 @@ fn start_net(parts: &Parts<'_>) -> std::io::Result<Result<NetThreads, StartError
         quota_bytes: config.quota_backend_bytes.map_or(0, |bytes| bytes as i64),
     };
     let lessor = lessor::Lessor::new((*views).clone(), config.election);
-    let member = Arc::new(Member { views: (*views).clone(), raft: (*raft).clone(), lessor, settings });
+    let member = Arc::new(Member { views: (*views).clone(), raft: (*raft).clone(), lessor, settings, on_fatal: parts.on_fatal.clone() });
     let watched: Arc<[WatchGauges]> = (0..net_threads).map(|_| WatchGauges::default()).collect();
     let source = sample_source(member.clone(), parts.wal.clone(), watched.clone());
     let metrics = Metrics::new(net_threads, source);
@@ -409,7 +417,7 @@ async fn first_thread_work(
     let propose = async |leases: LeaseExpire| {
         front.door.propose_own(crate::command::Kind::LeaseExpire, &leases).await.map(|_| ())
     };
-    lessor::run(member.lessor.clone(), member.raft.clone(), propose).await;
+    lessor::run(member.lessor.clone(), member.raft.clone(), propose, member.on_fatal.clone()).await;
 }
 
 /// The services of one net thread as its transport sees them.
