@@ -9,7 +9,8 @@ use crate::{
     skip,
 };
 
-const REMEDY: &str = "run ./test.sh, which installs it, or set DAYMARK_ETCD_DIR to a directory with etcd and etcdctl 3.5.1";
+const REMEDY: &str =
+    "run ./test.sh, which installs it, or set DAYMARK_ETCD_DIR to a directory with etcd and etcdctl 3.5.1";
 
 /// The etcd 3.5.1 that answers are compared with, or nothing after saying that `test` is skipped.
 pub fn oracle_or_skip(test: &str) -> Option<Program> {

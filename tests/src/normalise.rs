@@ -34,10 +34,29 @@ const DIFFERENCES: &[Difference] = &[
     Difference {
         applies: |args| args.starts_with(&["endpoint".into(), "status".into()]),
         why: "versions, sizes and raft's positions are each server's own",
-        members: &["version", "dbSize", "dbSizeInUse", "raftIndex", "raftAppliedIndex", "raftTerm", "storageVersion",
-            "dbSizeQuota", "downgradeInfo"],
-        fields: &["Version", "DBSize", "DBSizeInUse", "RaftIndex", "RaftTerm", "RaftAppliedIndex", "StorageVersion",
-            "DBSizeQuota", "DowngradeTargetVersion", "DowngradeEnabled"],
+        members: &[
+            "version",
+            "dbSize",
+            "dbSizeInUse",
+            "raftIndex",
+            "raftAppliedIndex",
+            "raftTerm",
+            "storageVersion",
+            "dbSizeQuota",
+            "downgradeInfo",
+        ],
+        fields: &[
+            "Version",
+            "DBSize",
+            "DBSizeInUse",
+            "RaftIndex",
+            "RaftTerm",
+            "RaftAppliedIndex",
+            "StorageVersion",
+            "DBSizeQuota",
+            "DowngradeTargetVersion",
+            "DowngradeEnabled",
+        ],
     },
     Difference {
         applies: |_| true,
@@ -54,7 +73,8 @@ pub type Names = Vec<(String, String)>;
 
 /// An answer without what may differ.
 pub fn answer(args: &[String], answer: &Answer, names: &Names) -> Answer {
-    let stderr: String = rename(&answer.stderr, names).lines().filter(|l| !is_client_log(l)).map(with_newline).collect();
+    let stderr: String =
+        rename(&answer.stderr, names).lines().filter(|l| !is_client_log(l)).map(with_newline).collect();
     Answer { code: answer.code, stdout: lines(args, &answer.stdout, names), stderr: cut_durations(&stderr) }
 }
 

@@ -98,7 +98,9 @@ impl LoopDisk {
 impl Drop for LoopDisk {
     fn drop(&mut self) {
         // Lazily: a test that failed may have left a process on it.
-        if self.mounted && let Err(why) = run(Command::new("umount").arg("-l").arg(self.root())) {
+        if self.mounted
+            && let Err(why) = run(Command::new("umount").arg("-l").arg(self.root()))
+        {
             eprintln!("{} stays mounted: {why}", self.root().display());
         }
     }

@@ -255,7 +255,8 @@ pub fn run_to_end(command: &mut Command, limit: Duration) -> Ended {
     let log = tempfile::NamedTempFile::new().expect("a file for standard error");
     let stderr = File::options().append(true).open(log.path()).expect("open it");
     let started = Instant::now();
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).spawn().expect("start the server");
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).spawn().expect("start the server");
     let read_log = || String::from_utf8_lossy(&fs::read(log.path()).unwrap_or_default()).into_owned();
     loop {
         if let Some(status) = child.try_wait().expect("wait for the server") {

@@ -113,10 +113,8 @@ pub struct Side<'a> {
 impl<'a> Side<'a> {
     /// A server to be asked through this etcdctl in this output format.
     pub fn new(label: &'static str, server: &'a Server, ctl: &'a Etcdctl, format: &'static str) -> Self {
-        let names = vec![
-            (server.endpoint(), "<endpoint>".to_owned()),
-            (server.peer_endpoint(), "<peer endpoint>".to_owned()),
-        ];
+        let names =
+            vec![(server.endpoint(), "<endpoint>".to_owned()), (server.peer_endpoint(), "<peer endpoint>".to_owned())];
         let background = HashMap::new();
         let mut side = Self { label, server, ctl, format, variables: HashMap::new(), names, background };
         let header = side.json(&["member", "list"]);

@@ -44,7 +44,9 @@ impl Tally {
     fn report(&self, what: &str, acknowledged: u64) {
         let mean = self.total / u32::try_from(self.cycles.max(1)).expect("few cycles");
         let Self { cycles, slowest, .. } = self;
-        println!("{cycles} {what}, {acknowledged} writes acknowledged, 0 lost; healthy after {mean:?} (worst {slowest:?})");
+        println!(
+            "{cycles} {what}, {acknowledged} writes acknowledged, 0 lost; healthy after {mean:?} (worst {slowest:?})"
+        );
     }
 }
 

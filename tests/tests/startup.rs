@@ -25,7 +25,8 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// The lines that are no log of something ordinary: what an operator reads.
 fn complaints(ended: &Ended) -> Vec<&str> {
-    let ordinary = |line: &&str| ["debug", "info", "warn"].iter().any(|level| line.contains(&format!("\"level\":\"{level}\"")));
+    let ordinary =
+        |line: &&str| ["debug", "info", "warn"].iter().any(|level| line.contains(&format!("\"level\":\"{level}\"")));
     ended.stderr.lines().filter(|line| !line.trim().is_empty() && !ordinary(line)).collect()
 }
 

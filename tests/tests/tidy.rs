@@ -67,7 +67,8 @@ fn assert_none(what: &str, found: &[String]) {
 fn every_source_file_begins_with_what_it_is() {
     let missing: Vec<_> = files(".rs").into_iter().filter(|(_, text)| !text.starts_with("//! ")).map(|f| f.0).collect();
     assert_none("files without a //! header", &missing);
-    let empty: Vec<_> = files(".rs").into_iter().filter(|(_, text)| text.starts_with("//! Placeholder")).map(|f| f.0).collect();
+    let empty: Vec<_> =
+        files(".rs").into_iter().filter(|(_, text)| text.starts_with("//! Placeholder")).map(|f| f.0).collect();
     assert_none("placeholders", &empty);
 }
 
@@ -100,7 +101,9 @@ fn openraft_rocksdb_and_tonic_stay_where_they_belong() {
                 continue;
             }
             let uses = |line: &str| code(line).contains(name) || code(line).trim() == format!("use {}{{", name);
-            wrong.extend(text.lines().enumerate().filter(|(_, l)| uses(l)).map(|(n, _)| format!("{path}:{}: {name}", n + 1)));
+            wrong.extend(
+                text.lines().enumerate().filter(|(_, l)| uses(l)).map(|(n, _)| format!("{path}:{}: {name}", n + 1)),
+            );
         }
     }
     assert_none("crates named outside their place", &wrong);
@@ -123,7 +126,8 @@ fn nothing_is_left_over() {
 #[test]
 fn files_are_of_a_size_that_can_be_read() {
     let long = files(".rs").into_iter().map(|(path, text)| (path, text.lines().count()));
-    let long = long.filter(|(path, lines)| *lines > FILE_LINES_MAX && !LONG_FILES.iter().any(|(known, _)| known == path));
+    let long =
+        long.filter(|(path, lines)| *lines > FILE_LINES_MAX && !LONG_FILES.iter().any(|(known, _)| known == path));
     let long: Vec<_> = long.map(|(path, lines)| format!("{path}: {lines} lines")).collect();
     assert_none("files over the limit without a reason in LONG_FILES", &long);
     for (path, _) in LONG_FILES {
@@ -164,7 +168,8 @@ fn every_source_file_is_part_of_its_crate() {
         let path = Path::new(path);
         let stem = path.file_stem().expect("a name").to_string_lossy();
         let folder = path.parent().expect("a folder").to_string_lossy().into_owned();
-        let is_root = ["lib", "main", "build"].contains(&&*stem) || folder.ends_with("/tests") || folder.ends_with("/benches");
+        let is_root =
+            ["lib", "main", "build"].contains(&&*stem) || folder.ends_with("/tests") || folder.ends_with("/benches");
         if is_root && !folder.contains("src/") {
             continue;
         }

@@ -163,37 +163,61 @@ fn txns() -> Vec<Row> {
         row("txn with an empty put", call(of(vec![Op::RequestPut(put("", "v"))])), INVALID, empty),
         row("txn with an empty range", call(of(vec![Op::RequestRange(range(""))])), INVALID, empty),
         row("txn with an empty compare", call(txn(vec![compare("")], vec![], vec![])), INVALID, empty),
-        row("txn with an empty op in the branch not taken",
-            call(txn(vec![], vec![], vec![Op::RequestPut(put("", "v"))])), INVALID, empty),
-        row("txn with an unset op", call(TxnRequest { success: vec![RequestOp { request: None }], ..of(vec![]) }),
-            INVALID, "key not found"),
+        row(
+            "txn with an empty op in the branch not taken",
+            call(txn(vec![], vec![], vec![Op::RequestPut(put("", "v"))])),
+            INVALID,
+            empty,
+        ),
+        row(
+            "txn with an unset op",
+            call(TxnRequest { success: vec![RequestOp { request: None }], ..of(vec![]) }),
+            INVALID,
+            "key not found",
+        ),
         row("129 compares", call(txn(vec![compare("a"); 129], vec![], vec![])), INVALID, many),
         row("129 ops", call(of(ranges(129))), INVALID, many),
         row("129 ops in the branch not taken", call(txn(vec![], vec![], ranges(129))), INVALID, many),
         row("nested ops beyond what the parent leaves", call(nested(127)), INVALID, many),
-        row("two puts of a key", call(of(vec![Op::RequestPut(put("x", "1")), Op::RequestPut(put("x", "2"))])),
-            INVALID, twice),
-        row("put and delete of a key",
-            call(of(vec![Op::RequestDeleteRange(everything.clone()), Op::RequestPut(put("b", "2"))])), INVALID, twice),
-        row("put here and in a nested txn",
+        row(
+            "two puts of a key",
+            call(of(vec![Op::RequestPut(put("x", "1")), Op::RequestPut(put("x", "2"))])),
+            INVALID,
+            twice,
+        ),
+        row(
+            "put and delete of a key",
+            call(of(vec![Op::RequestDeleteRange(everything.clone()), Op::RequestPut(put("b", "2"))])),
+            INVALID,
+            twice,
+        ),
+        row(
+            "put here and in a nested txn",
             call(of(vec![Op::RequestPut(put("x", "1")), Op::RequestTxn(of(vec![Op::RequestPut(put("x", "2"))]))])),
-            INVALID, twice),
-        row("txn with an unknown lease", call(of(vec![Op::RequestPut(PutRequest { lease: 99, ..put("x", "1") })])),
-            NOT_FOUND, "requested lease not found"),
-        row("txn that keeps the value of a missing key",
+            INVALID,
+            twice,
+        ),
+        row(
+            "txn with an unknown lease",
+            call(of(vec![Op::RequestPut(PutRequest { lease: 99, ..put("x", "1") })])),
+            NOT_FOUND,
+            "requested lease not found",
+        ),
+        row(
+            "txn that keeps the value of a missing key",
             call(of(vec![Op::RequestPut(PutRequest { ignore_value: true, ..put("no", "") })])),
-            INVALID, "key not found"),
+            INVALID,
+            "key not found",
+        ),
     ]
 }
 
 fn revisions() -> Vec<Row> {
-    let (past, future) =
-        ("mvcc: required revision has been compacted", "mvcc: required revision is a future revision");
+    let (past, future) = ("mvcc: required revision has been compacted", "mvcc: required revision is a future revision");
     let at = |revision| RangeRequest { revision, ..range("a") };
     let in_txn = |revision| call(txn(vec![], vec![Op::RequestRange(at(revision))], vec![]));
-    let writing = |revision| {
-        call(txn(vec![], vec![Op::RequestPut(put("x", "1")), Op::RequestRange(at(revision))], vec![]))
-    };
+    let writing =
+        |revision| call(txn(vec![], vec![Op::RequestPut(put("x", "1")), Op::RequestRange(at(revision))], vec![]));
     let compact = |revision| Call::new("KV.Compact", &CompactionRequest { revision, physical: false });
     vec![
         row("range below the compact revision", Call::new("KV.Range", &at(3)), OUT_OF_RANGE, past),
@@ -213,10 +237,18 @@ fn leases() -> Vec<Row> {
     let grant = |ttl, id| Call::new("Lease.LeaseGrant", &LeaseGrantRequest { ttl, id });
     let unknown = "requested lease not found";
     vec![
-        row("put with an unknown lease", Call::new("KV.Put", &PutRequest { lease: 99, ..put("x", "1") }), NOT_FOUND,
-            unknown),
-        row("revoke of an unknown lease", Call::new("Lease.LeaseRevoke", &LeaseRevokeRequest { id: 99 }), NOT_FOUND,
-            unknown),
+        row(
+            "put with an unknown lease",
+            Call::new("KV.Put", &PutRequest { lease: 99, ..put("x", "1") }),
+            NOT_FOUND,
+            unknown,
+        ),
+        row(
+            "revoke of an unknown lease",
+            Call::new("Lease.LeaseRevoke", &LeaseRevokeRequest { id: 99 }),
+            NOT_FOUND,
+            unknown,
+        ),
         row("grant of a present lease", grant(100, 7), PRECONDITION, "lease already exists"),
         row("grant for longer than is possible", grant(9_000_000_001, 8), OUT_OF_RANGE, "too large lease TTL"),
     ]
@@ -249,9 +281,9 @@ fn transport() -> Vec<Row> {
     let get = Call::new("KV.Range", &range("a"));
     let garbage = "grpc: error unmarshalling request: ";
     let at = |path: &str| Call { path: path.to_owned(), ..get.clone() };
-    let text = |name, call, code, text: &str| Row { name, call, expect: Expect::Text(code, text.into()), since: Since::Old };
-    let begins =
-        |name, call, code, text| Row { name, call, expect: Expect::Begins(code, text), since: Since::Old };
+    let text =
+        |name, call, code, text: &str| Row { name, call, expect: Expect::Text(code, text.into()), since: Since::Old };
+    let begins = |name, call, code, text| Row { name, call, expect: Expect::Begins(code, text), since: Since::Old };
     let refused = |name, call| Row { name, call, expect: Expect::Refused, since: Since::Old };
     let http = |name, call, status| Row { name, call, expect: Expect::Http(status), since: Since::Old };
     vec![
@@ -260,19 +292,35 @@ fn transport() -> Vec<Row> {
         begins("wrong wire type of a known field", Call::raw("KV.Put", &b"\x08\x01"[..]), INTERNAL, garbage),
         begins("field number zero", Call::raw("KV.Put", &b"\x02\x01a"[..]), INTERNAL, garbage),
         begins("unended number", Call::raw("KV.Put", &b"\x18\xff\xff\xff"[..]), INTERNAL, garbage),
-        text("unknown method", at("/etcdserverpb.KV/Nothing"), UNIMPLEMENTED,
-            "unknown method Nothing for service etcdserverpb.KV"),
+        text(
+            "unknown method",
+            at("/etcdserverpb.KV/Nothing"),
+            UNIMPLEMENTED,
+            "unknown method Nothing for service etcdserverpb.KV",
+        ),
         text("unknown service", at("/nobody.Knows/It"), UNIMPLEMENTED, "unknown service nobody.Knows"),
         newer(text("path without a method", at("/nothing"), UNIMPLEMENTED, "malformed method name: \"/nothing\"")),
-        text("unknown compression", get.clone().header("grpc-encoding", "zip").body(frame(1, b"abc")), UNIMPLEMENTED,
-            "grpc: Decompressor is not installed for grpc-encoding \"zip\""),
-        text("compressed without saying how", get.clone().body(frame(1, b"abc")), INTERNAL,
-            "grpc: compressed flag set with identity or empty encoding"),
+        text(
+            "unknown compression",
+            get.clone().header("grpc-encoding", "zip").body(frame(1, b"abc")),
+            UNIMPLEMENTED,
+            "grpc: Decompressor is not installed for grpc-encoding \"zip\"",
+        ),
+        text(
+            "compressed without saying how",
+            get.clone().body(frame(1, b"abc")),
+            INTERNAL,
+            "grpc: compressed flag set with identity or empty encoding",
+        ),
         refused("body that ends inside the frame", get.clone().body(&b"\0\0\0\0\x64abc"[..])),
         refused("no message at all", get.clone().body(Bytes::new())),
         http("wrong content type", get.clone().header("content-type", "text/plain"), 415),
-        newer(row("client version that is no text", get.header("client-api-version", &b"\xff\xfe"[..]), INVALID,
-            "invalid client api version")),
+        newer(row(
+            "client version that is no text",
+            get.header("client-api-version", &b"\xff\xfe"[..]),
+            INVALID,
+            "invalid client api version",
+        )),
     ]
 }
 
