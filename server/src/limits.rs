@@ -75,6 +75,10 @@ pub const REPLAY_BYTES_MAX: u64 = 32 << 20;
 /// How often the upkeep looks at what is durable.
 pub const UPKEEP_INTERVAL: Duration = Duration::from_millis(250);
 
+/// Free space below which writes that add data are refused: a segment of the log, a flush of the memtables, and what
+/// arrives until the next look.
+pub const DISK_RESERVE_BYTES: u64 = 256 << 20;
+
 /// How often the lessor looks for leases whose time is over.
 pub const LEASE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// Leases that one such look ends at most. etcd ends 500 (1000 a second), each with its own log entry; here they share

@@ -105,7 +105,7 @@ impl Server {
         let lock = lock_data_dir(&*disk, &config.data_dir)?;
         let net_threads = net_threads(config);
         let memory = limits::split_memory(memory_budget(config), net_threads);
-        let storage = Storage::open(config, disk, identity, &memory)?;
+        let storage = Storage::open(config, disk.clone(), identity, &memory)?;
 
         let mailboxes: Vec<_> = (0..net_threads).map(|_| Mailbox::new(limits::APPLIED_BYTES_MAX)).collect();
         let (cluster_id, member_id) = (identity.cluster_id, identity.member_id);
@@ -134,7 +134,9 @@ impl Server {
         let raft = daymark_raft::start(options, Box::new(queue), fatal(&on_fatal, "raft"))
             .map_err(|error| StartError::new(error, "choose a data directory that belongs to this member"))?;
         wait_until_replayed(&raft, &views)?;
-        let upkeep = upkeep::start(views.clone(), raft.clone(), fatal(&on_fatal, "upkeep")).map_err(thread_failed)?;
+        let room = upkeep::Room { disk, data_dir: config.data_dir.clone(), wal: storage.wal.clone() };
+        let upkeep =
+            upkeep::start(views.clone(), raft.clone(), room, fatal(&on_fatal, "upkeep")).map_err(thread_failed)?;
         let parts = Parts {
             config,
             views: &views,
@@ -183,7 +185,8 @@ impl Listeners {
 
     fn open(self, net: &NetThreads) {
         for listener in &self.0 {
-            tracing::info!(address = listener.url(), "serving traffic insecurely; this is strongly discouraged!");
+            let (traffic, address) = (listener.url().split(':').next(), listener.url());
+            tracing::info!(traffic, address, "serving client traffic insecurely; this is strongly discouraged!");
         }
         net.listen(self.0);
     }
