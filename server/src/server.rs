@@ -34,7 +34,7 @@ use crate::mailbox::Mailbox;
 use crate::metrics::{HistogramSample, Metrics, Sample};
 use crate::net::accept::{self, BindError, Bound, Role};
 use crate::net::{Condition, FrontDoor, NetOptions, NetThreads};
-use crate::policy::{lessor, upkeep};
+use crate::policy::{compactor, lessor, upkeep};
 use crate::request::{Context, Reply, Request, RequestStream, Sink};
 use crate::services::{self, Door, Member, Settings};
 use crate::views::Views;
@@ -394,10 +394,14 @@ fn start_net(parts: &Parts<'_>) -> std::io::Result<Result<NetThreads, StartError
         host_whitelist: config.host_whitelist.clone(),
         grace: member.settings.request_timeout(),
     };
+    let auto_compaction = config.auto_compaction;
     let net = NetThreads::start(options, metrics, move |number| {
         let front = Front::new(member.clone(), number, watch.clone(), watched.clone());
         if number == 0 {
             tokio::task::spawn_local(first_thread_work(front.clone(), attributes.clone(), published.clone()));
+            if let Some(plan) = compactor::Plan::of(auto_compaction) {
+                tokio::task::spawn_local(compact_by(plan, front.clone()));
+            }
         }
         front
     })?;
@@ -421,6 +425,15 @@ async fn first_thread_work(
         front.door.propose_own(crate::command::Kind::LeaseExpire, &leases).await.map(|_| ())
     };
     lessor::run(member.lessor.clone(), member.raft.clone(), propose, member.on_fatal.clone()).await;
+}
+
+async fn compact_by(plan: compactor::Plan, front: Rc<Front>) {
+    let member = front.door.member().clone();
+    let compact = async |revision| {
+        let request = pb::CompactionRequest { revision, physical: false };
+        front.door.propose_own(crate::command::Kind::Compact, &request).await.map(|_| ())
+    };
+    compactor::run(plan, &member.views.keyspace, member.raft.clone(), compact).await;
 }
 
 /// The services of one net thread as its transport sees them.

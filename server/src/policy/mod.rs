@@ -1,6 +1,7 @@
 //! What looks at time and size and then acts: leases that are over, history that may go, log that may be released.
 //! Proposes like any client; never part of apply.
 
+pub mod compactor;
 pub mod lessor;
 pub mod upkeep;
 pub mod wheel;
