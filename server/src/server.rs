@@ -371,7 +371,13 @@ fn start_net(parts: &Parts<'_>) -> std::io::Result<Result<NetThreads, StartError
         quota_bytes: config.quota_backend_bytes.map_or(0, |bytes| bytes as i64),
     };
     let lessor = lessor::Lessor::new((*views).clone(), config.election);
-    let member = Arc::new(Member { views: (*views).clone(), raft: (*raft).clone(), lessor, settings, on_fatal: parts.on_fatal.clone() });
+    let member = Arc::new(Member {
+        views: (*views).clone(),
+        raft: (*raft).clone(),
+        lessor,
+        settings,
+        on_fatal: parts.on_fatal.clone(),
+    });
     let watched: Arc<[WatchGauges]> = (0..net_threads).map(|_| WatchGauges::default()).collect();
     let source = sample_source(member.clone(), parts.wal.clone(), watched.clone());
     let metrics = Metrics::new(net_threads, source);

@@ -54,9 +54,7 @@ impl Plan {
         match config {
             AutoCompaction::Off => None,
             AutoCompaction::Revision(keep) => Some(Self::Revision { keep }),
-            AutoCompaction::Periodic(period) => {
-                Some(Self::Periodic { period, samples: VecDeque::new(), next: None })
-            }
+            AutoCompaction::Periodic(period) => Some(Self::Periodic { period, samples: VecDeque::new(), next: None }),
         }
     }
 
