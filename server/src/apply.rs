@@ -24,7 +24,6 @@ use crate::error::Error;
 use crate::limits;
 use crate::mailbox::{BatchReplies, Mailbox, ReplyTo};
 use crate::state::State;
-use crate::state::lease::LeaseChange;
 use crate::views::Views;
 use crate::watch::ring::AppliedBatch;
 
@@ -56,9 +55,7 @@ impl Applier {
         let state = State::open(writer.keyspace())?;
         views.alarms.store(state.alarms().list());
         views.members.store(state.members().list());
-        for fact in state.leases().iter() {
-            views.leases.push(LeaseChange::Granted(fact));
-        }
+        views.leases.begin();
         let last = writer.keyspace().applied();
         if let Some(last) = last {
             views.set_applied(last);

@@ -106,6 +106,11 @@ impl LeaseFeed {
         Self { changes: ArrayQueue::new(capacity), overflowed: AtomicBool::new(false) }
     }
 
+    /// Apply, before the first change: the lessor has to read the table as it is.
+    pub fn begin(&self) {
+        self.overflowed.store(true, Ordering::SeqCst);
+    }
+
     /// Apply, once the change is published.
     pub fn push(&self, change: LeaseChange) {
         if self.changes.push(change).is_err() {

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use daymark_storage::backend::Family;
 use daymark_storage::mvcc::{Keyspace, Writer};
 use daymark_storage::{Result, StorageError};
-use hashbrown::HashMap;
+use hashbrown::HashSet;
 use rustc_hash::FxBuildHasher;
 
 use crate::error::Error;
@@ -47,12 +47,12 @@ pub struct LeaseMove {
     pub to: i64,
 }
 
-/// The table. In memory: ids and TTLs only; attachments are rows.
+/// The table. In memory: ids only, nine bytes or a little more each; TTLs and attachments are rows.
 ///
 /// Invariants: a key is attached to at most one lease; every attachment names a lease of the table.
 #[derive(Default)]
 pub struct LeaseTable {
-    ttl_secs: HashMap<i64, i64, FxBuildHasher>,
+    ids: HashSet<i64, FxBuildHasher>,
 }
 
 impl LeaseTable {
@@ -60,19 +60,14 @@ impl LeaseTable {
     pub fn open(keyspace: &Keyspace) -> Result<Self> {
         let mut table = Self::default();
         scan_records(keyspace, &mut |fact| {
-            table.ttl_secs.insert(fact.id, fact.ttl_secs);
+            table.ids.insert(fact.id);
         })?;
         Ok(table)
     }
 
-    /// Every lease, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = LeaseFact> + '_ {
-        self.ttl_secs.iter().map(|(id, ttl_secs)| LeaseFact { id: *id, ttl_secs: *ttl_secs })
-    }
-
     /// Whether the lease exists.
     pub fn contains(&self, id: i64) -> bool {
-        self.ttl_secs.contains_key(&id)
+        self.ids.contains(&id)
     }
 
     /// Makes a lease. The id is chosen and the TTL raised to the minimum before it is proposed.
@@ -90,14 +85,14 @@ impl LeaseTable {
         let mut record = [FORMAT; 9];
         record[1..].copy_from_slice(&lease.ttl_secs.to_be_bytes());
         writer.table_put(Family::Lease, &row(RECORD, lease.id), &record);
-        self.ttl_secs.insert(lease.id, lease.ttl_secs);
+        self.ids.insert(lease.id);
         Ok(())
     }
 
     /// Removes a lease that exists; returns its keys in order, which the caller deletes (and so detaches).
     pub fn revoke(&mut self, writer: &mut Writer, id: i64) -> Result<Vec<Bytes>> {
-        let known = self.ttl_secs.remove(&id);
-        assert!(known.is_some(), "the caller has looked lease {id} up");
+        let known = self.ids.remove(&id);
+        assert!(known, "the caller has looked lease {id} up");
         writer.table_delete(Family::Lease, &row(RECORD, id));
         let [start, end] = attachments(id);
         let mut keys = Vec::new();

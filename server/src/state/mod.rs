@@ -80,17 +80,12 @@ impl State {
         mem::take(&mut self.effects)
     }
 
-    /// Leases that exist, alarms and members: what is published at start.
-    pub fn leases(&self) -> &LeaseTable {
-        &self.leases
-    }
-
-    /// As [`State::leases`].
+    /// Alarms, which are published at start.
     pub fn alarms(&self) -> &Alarms {
         &self.alarms
     }
 
-    /// As [`State::leases`].
+    /// Members, likewise.
     pub fn members(&self) -> &Members {
         &self.members
     }
