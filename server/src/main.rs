@@ -71,7 +71,8 @@ fn bench() -> ExitCode {
 
 /// Runs a member until a signal ends it.
 fn member(mut given: flags::Given) -> ExitCode {
-    let variables = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let variables =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let mut warnings = match env::merge(&mut given, variables) {
         Ok(warnings) => warnings,
         Err(error) => return refuse(&error, "set it in one place only"),
