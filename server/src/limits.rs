@@ -75,6 +75,10 @@ pub const REPLAY_BYTES_MAX: u64 = 32 << 20;
 /// How often the upkeep looks at what is durable.
 pub const UPKEEP_INTERVAL: Duration = Duration::from_millis(250);
 
+/// Free space below which writes that add data are refused: a segment of the log, a flush of the memtables, and what
+/// arrives until the next look.
+pub const DISK_RESERVE_BYTES: u64 = 256 << 20;
+
 /// How often the lessor looks for leases whose time is over.
 pub const LEASE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// Leases that one such look ends at most. etcd ends 500 (1000 a second), each with its own log entry; here they share
@@ -83,10 +87,13 @@ pub const LEASES_EXPIRED_AT_ONCE_MAX: usize = 5_000;
 
 /// One file of the log.
 pub const WAL_SEGMENT_BYTES: u64 = 64 << 20;
-/// Entries that wait for the log, in bytes.
-pub const WAL_QUEUE_BYTES_MAX: u64 = 64 << 20;
+/// Entries that wait for the log, in bytes. Raft admits less than that, so that an append is never refused.
+pub const WAL_QUEUE_BYTES_MAX: u64 = 256 << 20;
 
 // Watch.
+
+/// How often a net thread looks whether its streams still have a leader, and shows what is watched.
+pub const STREAM_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Distance of progress bookmarks, unless set.
 pub const WATCH_PROGRESS_INTERVAL: Duration = Duration::from_secs(600);

@@ -95,7 +95,7 @@ fn member(mut given: flags::Given) -> ExitCode {
         Err(error) => return refuse(&format!("{error:#}"), "see the limits of this process"),
     };
     log_start(&config);
-    let server = match Server::start(&config, Arc::new(|facts| stop_at_once(&facts))) {
+    let server = match Server::start(&config, Arc::new(stop_at_once)) {
         Ok(server) => server,
         Err(error) => return refuse(&error.cause, &error.remedy),
     };

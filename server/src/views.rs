@@ -29,6 +29,8 @@ pub struct Views {
     applied_term: AtomicU64,
     /// Bytes of commands applied since the start; only grows.
     applied_bytes: AtomicU64,
+    /// The disk has room for more writes; kept up by the upkeep.
+    has_room: AtomicBool,
     /// What happened to leases, for the lessor.
     pub leases: LeaseFeed,
     /// Active alarms, ordered by member and type.
@@ -48,6 +50,7 @@ impl Views {
             applied_index: AtomicU64::new(0),
             applied_term: AtomicU64::new(0),
             applied_bytes: AtomicU64::new(0),
+            has_room: AtomicBool::new(true),
             leases: LeaseFeed::new(limits::LEASE_CHANGES_MAX),
             alarms: ArcSwap::default(),
             members: ArcSwap::default(),
@@ -62,6 +65,16 @@ impl Views {
     /// Term of the entry at [`Views::applied_index`].
     pub fn applied_term(&self) -> u64 {
         self.applied_term.load(Ordering::Relaxed)
+    }
+
+    /// Whether the disk has room for writes that add data.
+    pub fn has_room(&self) -> bool {
+        self.has_room.load(Ordering::Relaxed)
+    }
+
+    /// Upkeep only: whether the disk has room; true if that is news.
+    pub fn set_room(&self, has_room: bool) -> bool {
+        self.has_room.swap(has_room, Ordering::Relaxed) != has_room
     }
 
     /// Bytes of commands applied since the start.

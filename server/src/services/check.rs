@@ -12,6 +12,17 @@ use prost::Message;
 use rustc_hash::FxBuildHasher;
 
 use crate::error::Error;
+use crate::request::Request;
+use crate::state::txn::contains_put;
+
+/// Whether the request may add data to the store: what a full disk refuses.
+pub fn adds_data(request: &Request) -> bool {
+    match request {
+        Request::Put(_) | Request::LeaseGrant(_) => true,
+        Request::Txn(txn) => contains_put(txn),
+        _ => false,
+    }
+}
 
 /// Empty key, then sort order, then sort target.
 pub fn range(request: &pb::RangeRequest) -> Result<(), Error> {

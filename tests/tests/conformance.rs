@@ -1,0 +1,63 @@
+//! etcdctl cannot tell Daymark from etcd: the same commands, sent by Debian's etcdctl and by 3.5.1 to an etcd 3.5.1 and to
+//! Daymark, get the same complete answers. What may differ is named in `normalise.rs`.
+
+use daymark_tests::{
+    etcd,
+    process::{Program, Server},
+    script::{self, Script, Side},
+};
+
+const FORMATS: [&str; 3] = ["json", "simple", "fields"];
+/// etcdctl prints watches in these two; `fields` shows only the headers, which depend on how events were grouped.
+const WATCH_FORMATS: [&str; 2] = ["json", "simple"];
+/// Differences shown of one test.
+const SHOWN_MAX: usize = 8;
+
+/// Runs a script with every etcdctl and format on one pair of servers, emptying the key space in between.
+fn conforms(test: &str, text: &str, formats: &[&'static str]) {
+    let Some(oracle) = etcd::oracle_or_skip(test) else { return };
+    let ctls = etcd::etcdctls(test);
+    let program = Program::daymark();
+    let interval = program.progress_interval("1s");
+    let theirs = Server::start(&oracle, &[&oracle.progress_interval("1s")]);
+    let ours = Server::start(&program, &[&interval]);
+
+    let script = Script::parse(text);
+    let clean = Script::parse("del '' --prefix");
+    let mut failures = Vec::new();
+    for ctl in &ctls {
+        for format in formats {
+            let mut left = Side::new("etcd", &theirs, ctl, format);
+            let mut right = Side::new("daymark", &ours, ctl, format);
+            for found in [&script, &clean].map(|s| script::differences(s, &mut left, &mut right)).concat() {
+                failures.push(format!("etcdctl {} -w {format}, {found}", ctl.version));
+            }
+        }
+    }
+    let compared = script::compared_steps(&script) * ctls.len() * formats.len();
+    let shown = failures.iter().take(SHOWN_MAX).cloned().collect::<Vec<_>>().join("\n");
+    assert!(failures.is_empty(), "{} of {compared} answers differ, the first ones are:\n{shown}", failures.len());
+    println!("{test}: {compared} answers are the same");
+}
+
+macro_rules! scripts {
+    ($($(#[$doc:meta])* $name:ident: $formats:expr;)*) => {
+        $($(#[$doc])* #[test] fn $name() {
+            conforms(stringify!($name), include_str!(concat!("scripts/", stringify!($name), ".txt")), &$formats);
+        })*
+    };
+}
+
+scripts! {
+    put_get: FORMATS;
+    get_new: FORMATS;
+    del: FORMATS;
+    txn: FORMATS;
+    lease: FORMATS;
+    lease_expiry: WATCH_FORMATS;
+    compaction: FORMATS;
+    cluster: FORMATS;
+    watch_history: WATCH_FORMATS;
+    watch_live: WATCH_FORMATS;
+    watch_compacted: WATCH_FORMATS;
+}

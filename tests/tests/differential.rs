@@ -1,0 +1,139 @@
+//! The same requests to an etcd 3.5.1 and to Daymark get the same answers: generated sequences over the whole key-value,
+//! lease and watch API, and a table of everything that must be refused.
+
+mod differential {
+    pub mod generate;
+    pub mod refusals;
+    pub mod side;
+}
+
+use std::time::{Duration, Instant};
+
+use daymark_tests::{
+    etcd,
+    process::{Dialect, Program, Server},
+    seed, setting,
+    wire::runtime,
+};
+use differential::{
+    generate::{Request, generate},
+    refusals,
+    side::{self, Side},
+};
+
+/// Tries to make a failing sequence smaller.
+const SHRINK_RUNS_MAX: usize = 60;
+const SHRINK_TIME_MAX: Duration = Duration::from_secs(120);
+
+/// Where two servers answered differently.
+struct Difference {
+    at: usize,
+    what: String,
+}
+
+#[test]
+fn generated_requests_get_the_same_answers() {
+    let Some(oracle) = etcd::oracle_or_skip("generated_requests_get_the_same_answers") else { return };
+    let ours = Program::daymark();
+    let seed = seed();
+    let count = usize::try_from(setting("DAYMARK_DIFF_REQUESTS", 5000)).expect("fits");
+    let requests = generate(seed, count);
+    println!("seed {seed}: {count} requests (DAYMARK_SEED={seed} DAYMARK_DIFF_REQUESTS={count} repeats this)");
+    let Some(first) = run(&oracle, &ours, &requests) else { return };
+    let smallest = shrink(&oracle, &ours, requests[..=first.at].to_vec());
+    let last = run(&oracle, &ours, &smallest).map_or_else(|| first.what.clone(), |d| d.what);
+    let listing: Vec<_> = smallest.iter().map(|r| format!("  {r:?}")).collect();
+    panic!(
+        "seed {seed}, request {}: answers differ\n{}\nsmallest sequence found:\n{}\nwhich gives\n{last}",
+        first.at,
+        first.what,
+        listing.join("\n")
+    );
+}
+
+/// Sends the sequence to two fresh servers; the first difference.
+fn run(oracle: &Program, ours: &Program, requests: &[Request]) -> Option<Difference> {
+    let theirs = Server::start(oracle, &[]);
+    let ours = Server::start(ours, &[]);
+    runtime().block_on(compare(&theirs, &ours, requests))
+}
+
+async fn compare(theirs: &Server, ours: &Server, requests: &[Request]) -> Option<Difference> {
+    let mut left = Side::connect(&theirs.endpoint()).await;
+    let mut right = Side::connect(&ours.endpoint()).await;
+    // etcd brings watchers that start in the past up to date ten times a second: to compare what a compaction or a
+    // cancel leaves of them, both must be given the time.
+    let mut behind = false;
+    for (at, request) in requests.iter().enumerate() {
+        let settle = matches!(request, Request::Compact(_) | Request::WatchCancel(_)) && behind;
+        if settle || at % 250 == 249 {
+            if let Err(what) = side::settled(&left, &right, behind).await {
+                return Some(Difference { at, what });
+            }
+            behind = false;
+        }
+        behind |= matches!(request, Request::WatchCreate(create) if create.start_revision != 0);
+        // Relative revisions count from what the oracle has reached, which is the same on both until they differ.
+        let request = request.resolve(left.revision());
+        let (a, b) = futures_util::future::join(left.ask(&request), right.ask(&request)).await;
+        if a != b {
+            let what = format!("{request:?}\n  etcd:    {a}\n  daymark: {b}");
+            return Some(Difference { at, what });
+        }
+    }
+    let last = side::settled(&left, &right, true).await;
+    last.err().map(|what| Difference { at: requests.len().saturating_sub(1), what })
+}
+
+/// Leaves out pieces of a failing sequence as long as what remains still fails.
+fn shrink(oracle: &Program, ours: &Program, mut requests: Vec<Request>) -> Vec<Request> {
+    let started = Instant::now();
+    let mut runs = 0;
+    let mut piece = requests.len() / 2;
+    while piece > 0 && runs < SHRINK_RUNS_MAX && started.elapsed() < SHRINK_TIME_MAX {
+        let mut from = 0;
+        let mut removed = false;
+        while from < requests.len() && runs < SHRINK_RUNS_MAX && started.elapsed() < SHRINK_TIME_MAX {
+            let until = (from + piece).min(requests.len());
+            let candidate = [&requests[..from], &requests[until..]].concat();
+            runs += 1;
+            match run(oracle, ours, &candidate) {
+                Some(difference) if !candidate.is_empty() => {
+                    requests = candidate[..=difference.at].to_vec();
+                    removed = true;
+                }
+                _ => from = until,
+            }
+        }
+        if !removed || piece > 1 {
+            piece /= 2;
+        }
+    }
+    requests
+}
+
+#[test]
+fn what_is_wrong_is_refused_with_the_documented_code_and_text() {
+    let ours = Program::daymark();
+    if let Some(oracle) = etcd::oracle_or_skip("what_is_wrong_is_refused (the table against etcd)") {
+        let theirs = Server::start(&oracle, &[]);
+        let failures = runtime().block_on(refusals::failures(&theirs.endpoint(), true));
+        assert!(failures.is_empty(), "the table itself is wrong, etcd says:\n{}", failures.join("\n"));
+    }
+    let is_oracle = ours.dialect == Dialect::Etcd;
+    let server = Server::start(&ours, &[]);
+    let failures = runtime().block_on(refusals::failures(&server.endpoint(), is_oracle));
+    assert!(failures.is_empty(), "{} refusals are wrong:\n{}", failures.len(), failures.join("\n"));
+    assert!(server.is_healthy(), "the server goes on");
+}
+
+#[test]
+fn refused_watchers_are_told_on_their_stream() {
+    let Some(oracle) = etcd::oracle_or_skip("refused_watchers_are_told_on_their_stream") else { return };
+    let theirs = Server::start(&oracle, &[]);
+    let ours = Server::start(&Program::daymark(), &[]);
+    let expected = runtime().block_on(refusals::watch_refusals(&theirs.endpoint()));
+    let told = runtime().block_on(refusals::watch_refusals(&ours.endpoint()));
+    assert!(expected.len() > 12, "the script says something: {expected:#?}");
+    assert_eq!(told, expected);
+}

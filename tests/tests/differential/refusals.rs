@@ -1,0 +1,377 @@
+//! Everything that must be refused: requests that are malformed, oversized, unknown or against the rules, each with the
+//! code and the text that clients recognise. The table is proved on etcd first; then Daymark must say the same.
+
+use bytes::Bytes;
+use daymark_api::etcdserverpb::{
+    CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest, RangeRequest,
+    RequestOp, TxnRequest, WatchCreateRequest, request_op::Request as Op,
+};
+use daymark_tests::wire::{self, Call, Outcome, frame};
+
+use super::{generate::Request, side::Side};
+
+/// Whether etcd 3.5.1 already refuses so.
+#[derive(Copy, Clone, PartialEq, Eq)]
+enum Since {
+    /// Yes: both are checked.
+    Old,
+    /// No: present etcd does (`errors.md`); only Daymark is checked.
+    Newer,
+}
+
+/// What must come back.
+enum Expect {
+    /// This code and exactly this text.
+    Text(u16, String),
+    /// This code and a text that begins so: the rest are the decoder's own words.
+    Begins(u16, &'static str),
+    /// Some code that is not "ok": the texts are those of a gRPC library, and change with its version.
+    Refused,
+    /// Not a gRPC answer at all: this HTTP status, or a broken stream.
+    Http(u16),
+}
+
+struct Row {
+    name: &'static str,
+    call: Call,
+    expect: Expect,
+    since: Since,
+}
+
+const INVALID: u16 = 3;
+const NOT_FOUND: u16 = 5;
+const EXHAUSTED: u16 = 8;
+const PRECONDITION: u16 = 9;
+const OUT_OF_RANGE: u16 = 11;
+const UNIMPLEMENTED: u16 = 12;
+const INTERNAL: u16 = 13;
+
+/// Default limits: on the replicated request, and on what is received at all.
+const REQUEST_BYTES_MAX: usize = 1_572_864;
+const MESSAGE_BYTES_MAX: usize = REQUEST_BYTES_MAX + 512 * 1024;
+
+/// Asks a server every row; what was not as expected.
+pub async fn failures(endpoint: &str, is_oracle: bool) -> Vec<String> {
+    prepare(endpoint).await;
+    let mut failures = Vec::new();
+    for row in rows() {
+        if is_oracle && row.since == Since::Newer {
+            continue;
+        }
+        let outcome = wire::call(endpoint, &row.call).await;
+        if let Some(expected) = mismatch(&row.expect, &outcome) {
+            failures.push(format!("{}: {outcome:?} instead of {expected}", row.name));
+        }
+        let alive = wire::call(endpoint, &Call::new("KV.Put", &put("alive", "yes"))).await;
+        if alive.code != Some(0) {
+            failures.push(format!("after {}: the server does not go on: {alive:?}", row.name));
+        }
+    }
+    failures
+}
+
+/// Keys `a` and `b`, history up to revision 5 compacted at 4, lease 7.
+async fn prepare(endpoint: &str) {
+    let mut side = Side::connect(endpoint).await;
+    for request in [
+        Request::Put(put("a", "1")),
+        Request::Put(put("a", "2")),
+        Request::Put(put("a", "3")),
+        Request::Put(put("b", "1")),
+        Request::Compact(CompactionRequest { revision: 4, physical: true }),
+        Request::Grant(LeaseGrantRequest { ttl: 1000, id: 7 }),
+    ] {
+        let answer = side.ask(&request).await;
+        assert!(answer.contains("header: Some"), "{request:?}: {answer}");
+    }
+}
+
+fn mismatch(expect: &Expect, outcome: &Outcome) -> Option<String> {
+    let (met, expected) = match expect {
+        Expect::Text(code, text) => {
+            (outcome.code == Some(*code) && outcome.message == *text, format!("{code} {text:?}"))
+        }
+        Expect::Begins(code, text) => {
+            (outcome.code == Some(*code) && outcome.message.starts_with(text), format!("{code} {text:?}..."))
+        }
+        Expect::Refused => (outcome.code.is_some_and(|code| code != 0), "some gRPC error".to_owned()),
+        Expect::Http(status) => {
+            (outcome.http == *status || outcome.http == 0, format!("HTTP {status} or a broken stream"))
+        }
+    };
+    (!met).then_some(expected)
+}
+
+fn rows() -> Vec<Row> {
+    [keys(), txns(), revisions(), leases(), sizes(), transport()].into_iter().flatten().collect()
+}
+
+fn keys() -> Vec<Row> {
+    let empty = "key is not provided";
+    vec![
+        row("range without a key", Call::new("KV.Range", &RangeRequest::default()), INVALID, empty),
+        row("put without a key", Call::new("KV.Put", &put("", "v")), INVALID, empty),
+        row("delete without a key", Call::new("KV.DeleteRange", &DeleteRangeRequest::default()), INVALID, empty),
+        row(
+            "put that keeps the value of a missing key",
+            Call::new("KV.Put", &PutRequest { ignore_value: true, ..put("no", "") }),
+            INVALID,
+            "key not found",
+        ),
+        row(
+            "put that keeps the lease of a missing key",
+            Call::new("KV.Put", &PutRequest { ignore_lease: true, ..put("no", "v") }),
+            INVALID,
+            "key not found",
+        ),
+        row(
+            "put that keeps the value and has one",
+            Call::new("KV.Put", &PutRequest { ignore_value: true, ..put("a", "v") }),
+            INVALID,
+            "value is provided",
+        ),
+        row(
+            "put that keeps the lease and has one",
+            Call::new("KV.Put", &PutRequest { ignore_lease: true, lease: 7, ..put("a", "v") }),
+            INVALID,
+            "lease is provided",
+        ),
+        newer(row(
+            "range in an unknown order",
+            Call::new("KV.Range", &RangeRequest { sort_order: 99, ..range("a") }),
+            INVALID,
+            "invalid sort option",
+        )),
+        newer(row(
+            "range sorted by something unknown",
+            Call::new("KV.Range", &RangeRequest { sort_target: 99, ..range("a") }),
+            INVALID,
+            "invalid sort option",
+        )),
+    ]
+}
+
+fn txns() -> Vec<Row> {
+    let (empty, many, twice) =
+        ("key is not provided", "too many operations in txn request", "duplicate key given in txn request");
+    let compare = |key: &'static str| Compare { key: key.into(), ..Default::default() };
+    let of = |success: Vec<Op>| txn(Vec::new(), success, Vec::new());
+    let everything = DeleteRangeRequest { key: "a".into(), range_end: "c".into(), prev_kv: false };
+    let ranges = |n| vec![Op::RequestRange(range("a")); n];
+    let nested = |n| of(vec![Op::RequestRange(range("a")), Op::RequestTxn(of(ranges(n)))]);
+    vec![
+        row("txn with an empty put", call(of(vec![Op::RequestPut(put("", "v"))])), INVALID, empty),
+        row("txn with an empty range", call(of(vec![Op::RequestRange(range(""))])), INVALID, empty),
+        row("txn with an empty compare", call(txn(vec![compare("")], vec![], vec![])), INVALID, empty),
+        row(
+            "txn with an empty op in the branch not taken",
+            call(txn(vec![], vec![], vec![Op::RequestPut(put("", "v"))])),
+            INVALID,
+            empty,
+        ),
+        row(
+            "txn with an unset op",
+            call(TxnRequest { success: vec![RequestOp { request: None }], ..of(vec![]) }),
+            INVALID,
+            "key not found",
+        ),
+        row("129 compares", call(txn(vec![compare("a"); 129], vec![], vec![])), INVALID, many),
+        row("129 ops", call(of(ranges(129))), INVALID, many),
+        row("129 ops in the branch not taken", call(txn(vec![], vec![], ranges(129))), INVALID, many),
+        row("nested ops beyond what the parent leaves", call(nested(127)), INVALID, many),
+        row(
+            "two puts of a key",
+            call(of(vec![Op::RequestPut(put("x", "1")), Op::RequestPut(put("x", "2"))])),
+            INVALID,
+            twice,
+        ),
+        row(
+            "put and delete of a key",
+            call(of(vec![Op::RequestDeleteRange(everything.clone()), Op::RequestPut(put("b", "2"))])),
+            INVALID,
+            twice,
+        ),
+        row(
+            "put here and in a nested txn",
+            call(of(vec![Op::RequestPut(put("x", "1")), Op::RequestTxn(of(vec![Op::RequestPut(put("x", "2"))]))])),
+            INVALID,
+            twice,
+        ),
+        row(
+            "txn with an unknown lease",
+            call(of(vec![Op::RequestPut(PutRequest { lease: 99, ..put("x", "1") })])),
+            NOT_FOUND,
+            "requested lease not found",
+        ),
+        row(
+            "txn that keeps the value of a missing key",
+            call(of(vec![Op::RequestPut(PutRequest { ignore_value: true, ..put("no", "") })])),
+            INVALID,
+            "key not found",
+        ),
+    ]
+}
+
+fn revisions() -> Vec<Row> {
+    let (past, future) = ("mvcc: required revision has been compacted", "mvcc: required revision is a future revision");
+    let at = |revision| RangeRequest { revision, ..range("a") };
+    let in_txn = |revision| call(txn(vec![], vec![Op::RequestRange(at(revision))], vec![]));
+    let writing =
+        |revision| call(txn(vec![], vec![Op::RequestPut(put("x", "1")), Op::RequestRange(at(revision))], vec![]));
+    let compact = |revision| Call::new("KV.Compact", &CompactionRequest { revision, physical: false });
+    vec![
+        row("range below the compact revision", Call::new("KV.Range", &at(3)), OUT_OF_RANGE, past),
+        row("range in the future", Call::new("KV.Range", &at(1_000_000)), OUT_OF_RANGE, future),
+        row("range in a txn below the compact revision", in_txn(3), OUT_OF_RANGE, past),
+        row("range in a txn in the future", in_txn(1_000_000), OUT_OF_RANGE, future),
+        row("range in a writing txn below the compact revision", writing(3), OUT_OF_RANGE, past),
+        row("range in a writing txn in the future", writing(1_000_000), OUT_OF_RANGE, future),
+        row("negative revision in a txn", writing(-1), OUT_OF_RANGE, past),
+        row("compaction at the compact revision", compact(4), OUT_OF_RANGE, past),
+        row("compaction below it", compact(2), OUT_OF_RANGE, past),
+        row("compaction in the future", compact(1_000_000), OUT_OF_RANGE, future),
+    ]
+}
+
+fn leases() -> Vec<Row> {
+    let grant = |ttl, id| Call::new("Lease.LeaseGrant", &LeaseGrantRequest { ttl, id });
+    let unknown = "requested lease not found";
+    vec![
+        row(
+            "put with an unknown lease",
+            Call::new("KV.Put", &PutRequest { lease: 99, ..put("x", "1") }),
+            NOT_FOUND,
+            unknown,
+        ),
+        row(
+            "revoke of an unknown lease",
+            Call::new("Lease.LeaseRevoke", &LeaseRevokeRequest { id: 99 }),
+            NOT_FOUND,
+            unknown,
+        ),
+        row("grant of a present lease", grant(100, 7), PRECONDITION, "lease already exists"),
+        row("grant for longer than is possible", grant(9_000_000_001, 8), OUT_OF_RANGE, "too large lease TTL"),
+    ]
+}
+
+fn sizes() -> Vec<Row> {
+    let message = |length: usize| {
+        let of = |value_length| {
+            let value = Bytes::from(vec![b'x'; value_length]);
+            Call::new("KV.Put", &PutRequest { key: "big".into(), value, ..Default::default() })
+        };
+        // The key takes 5 bytes, the value's head 4 or 5, the frame around all of it 5.
+        let call = [9, 10].map(|overhead| of(length - overhead)).into_iter().find(|call| call.body.len() == length + 5);
+        call.expect("one of the two heads fits")
+    };
+    let refused = format!("grpc: received message larger than max ({} vs. {MESSAGE_BYTES_MAX})", MESSAGE_BYTES_MAX + 1);
+    vec![
+        row("request over the limit", message(REQUEST_BYTES_MAX + 1), INVALID, "request is too large"),
+        row("largest message that is received", message(MESSAGE_BYTES_MAX), INVALID, "request is too large"),
+        Row {
+            name: "message over the limit",
+            call: message(MESSAGE_BYTES_MAX + 1),
+            expect: Expect::Text(EXHAUSTED, refused),
+            since: Since::Old,
+        },
+    ]
+}
+
+fn transport() -> Vec<Row> {
+    let get = Call::new("KV.Range", &range("a"));
+    let garbage = "grpc: error unmarshalling request: ";
+    let at = |path: &str| Call { path: path.to_owned(), ..get.clone() };
+    let text =
+        |name, call, code, text: &str| Row { name, call, expect: Expect::Text(code, text.into()), since: Since::Old };
+    let begins = |name, call, code, text| Row { name, call, expect: Expect::Begins(code, text), since: Since::Old };
+    let refused = |name, call| Row { name, call, expect: Expect::Refused, since: Since::Old };
+    let http = |name, call, status| Row { name, call, expect: Expect::Http(status), since: Since::Old };
+    vec![
+        begins("length beyond the message", Call::raw("KV.Put", &b"\x0a\x64a"[..]), INTERNAL, garbage),
+        begins("unknown wire type", Call::raw("KV.Put", &b"\x0f\x01"[..]), INTERNAL, garbage),
+        begins("wrong wire type of a known field", Call::raw("KV.Put", &b"\x08\x01"[..]), INTERNAL, garbage),
+        begins("field number zero", Call::raw("KV.Put", &b"\x02\x01a"[..]), INTERNAL, garbage),
+        begins("unended number", Call::raw("KV.Put", &b"\x18\xff\xff\xff"[..]), INTERNAL, garbage),
+        text(
+            "unknown method",
+            at("/etcdserverpb.KV/Nothing"),
+            UNIMPLEMENTED,
+            "unknown method Nothing for service etcdserverpb.KV",
+        ),
+        text("unknown service", at("/nobody.Knows/It"), UNIMPLEMENTED, "unknown service nobody.Knows"),
+        newer(text("path without a method", at("/nothing"), UNIMPLEMENTED, "malformed method name: \"/nothing\"")),
+        text(
+            "unknown compression",
+            get.clone().header("grpc-encoding", "zip").body(frame(1, b"abc")),
+            UNIMPLEMENTED,
+            "grpc: Decompressor is not installed for grpc-encoding \"zip\"",
+        ),
+        text(
+            "compressed without saying how",
+            get.clone().body(frame(1, b"abc")),
+            INTERNAL,
+            "grpc: compressed flag set with identity or empty encoding",
+        ),
+        refused("body that ends inside the frame", get.clone().body(&b"\0\0\0\0\x64abc"[..])),
+        refused("no message at all", get.clone().body(Bytes::new())),
+        http("wrong content type", get.clone().header("content-type", "text/plain"), 415),
+        newer(row(
+            "client version that is no text",
+            get.header("client-api-version", &b"\xff\xfe"[..]),
+            INVALID,
+            "invalid client api version",
+        )),
+    ]
+}
+
+/// Problems of one watcher are told on the stream, which lives on; what such a stream says, in order.
+pub async fn watch_refusals(endpoint: &str) -> Vec<String> {
+    prepare(endpoint).await;
+    let mut side = Side::connect(endpoint).await;
+    let create = |watch_id, key: &'static str, end: &'static str, start_revision| {
+        let (key, range_end) = (key.into(), end.into());
+        Request::WatchCreate(WatchCreateRequest { key, range_end, start_revision, watch_id, ..Default::default() })
+    };
+    for request in [
+        create(5, "a", "", 0),
+        create(5, "b", "", 0),
+        create(6, "b", "a", 0),
+        create(8, "b", "b", 0),
+        create(9, "a", "", -1),
+        create(10, "a", "", 2),
+        create(11, "a", "", 4),
+        create(-3, "a", "\0", 0),
+        create(12, "a", "b", 1_000_000),
+        Request::WatchCancel(77),
+        Request::WatchCancel(5),
+        Request::Put(put("a", "seen by those that are left")),
+    ] {
+        side.ask(&request).await;
+    }
+    side.told().await
+}
+
+fn row(name: &'static str, call: Call, code: u16, text: &str) -> Row {
+    Row { name, call, expect: Expect::Text(code, format!("etcdserver: {text}")), since: Since::Old }
+}
+
+fn newer(row: Row) -> Row {
+    Row { since: Since::Newer, ..row }
+}
+
+fn call(txn: TxnRequest) -> Call {
+    Call::new("KV.Txn", &txn)
+}
+
+fn txn(compare: Vec<Compare>, success: Vec<Op>, failure: Vec<Op>) -> TxnRequest {
+    let ops = |ops: Vec<Op>| ops.into_iter().map(|op| RequestOp { request: Some(op) }).collect();
+    TxnRequest { compare, success: ops(success), failure: ops(failure) }
+}
+
+fn put(key: &'static str, value: &'static str) -> PutRequest {
+    PutRequest { key: key.into(), value: value.into(), ..Default::default() }
+}
+
+fn range(key: &'static str) -> RangeRequest {
+    RangeRequest { key: key.into(), ..Default::default() }
+}
