@@ -358,7 +358,8 @@ fn what_is_malformed_is_refused_and_the_connection_lives_on() {
             body.freeze()
         };
         let two = [frame(&put_request("a")), frame(&put_request("b"))].concat();
-        let cases: Vec<(&str, Vec<(&'static str, &str)>, Bytes, u16, &str)> = vec![
+        type Case<'a> = (&'a str, Vec<(&'static str, &'a str)>, Bytes, u16, &'a str);
+        let cases: Vec<Case<'_>> = vec![
             (put, vec![], framed(0, 3, b"\xff\xff\xff"), 13, "grpc: error unmarshalling request: "),
             (put, vec![], framed(0, 9, b"abc"), 13, "unexpected EOF"),
             (put, vec![], framed(1, 3, b"abc"), 13, "grpc: compressed flag set with identity or empty encoding"),
