@@ -180,7 +180,7 @@ impl Applier {
             *wake |= match &batch {
                 Some(batch) => mailbox.push_applied(batch),
                 // Somebody has begun to watch since the batch began.
-                None => changed && mailbox.wants_events(),
+                None => changed && mailbox.leave_out(last_revision),
             };
         }
     }

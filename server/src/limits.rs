@@ -83,10 +83,13 @@ pub const LEASES_EXPIRED_AT_ONCE_MAX: usize = 5_000;
 
 /// One file of the log.
 pub const WAL_SEGMENT_BYTES: u64 = 64 << 20;
-/// Entries that wait for the log, in bytes.
-pub const WAL_QUEUE_BYTES_MAX: u64 = 64 << 20;
+/// Entries that wait for the log, in bytes. Raft admits less than that, so that an append is never refused.
+pub const WAL_QUEUE_BYTES_MAX: u64 = 256 << 20;
 
 // Watch.
+
+/// How often a net thread looks whether its streams still have a leader, and shows what is watched.
+pub const STREAM_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Distance of progress bookmarks, unless set.
 pub const WATCH_PROGRESS_INTERVAL: Duration = Duration::from_secs(600);

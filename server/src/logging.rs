@@ -84,7 +84,8 @@ fn open(outputs: &[LogOutput]) -> io::Result<Vec<Output>> {
             LogOutput::Stdout => Ok(Output::Stdout),
             LogOutput::File(path) => {
                 let file = OpenOptions::new().create(true).append(true).open(path);
-                let file = file.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+                let file =
+                    file.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
                 Ok(Output::File(Mutex::new(file)))
             }
         })
@@ -110,7 +111,8 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for LogLayer {
     /// Libraries speak of their inner life at info and below: they are heard from warnings on, except at debug level.
     fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
         let ours = metadata.target().starts_with("daymark");
-        let level = if ours || self.level == LevelFilter::DEBUG { self.level } else { self.level.min(LevelFilter::WARN) };
+        let level =
+            if ours || self.level == LevelFilter::DEBUG { self.level } else { self.level.min(LevelFilter::WARN) };
         metadata.is_event() && *metadata.level() <= level
     }
 
@@ -262,7 +264,8 @@ mod tests {
         assert_eq!(value["on"], true);
         assert_eq!(value["error"], "a \"b\"\nc");
         assert!(value["caller"].as_str().expect("caller").starts_with("src/logging.rs:"), "{value}");
-        let order: Vec<_> = ["level", "ts", "caller", "msg"].iter().map(|key| lines[0].find(&format!("\"{key}\""))).collect();
+        let order: Vec<_> =
+            ["level", "ts", "caller", "msg"].iter().map(|key| lines[0].find(&format!("\"{key}\""))).collect();
         assert!(order.is_sorted(), "{}", lines[0]);
     }
 

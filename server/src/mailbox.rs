@@ -3,7 +3,7 @@
 
 use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 
 use crossbeam_queue::SegQueue;
 use daymark_raft::{ProposeError, Waiter};
@@ -50,6 +50,8 @@ pub struct Mailbox {
     /// Bytes in `applied`; at most `applied_bytes_max` plus one batch.
     applied_bytes: AtomicUsize,
     applied_bytes_max: usize,
+    /// Last revision of the newest batch that is not in `applied` although it was wanted; 0: none so far.
+    left_out: AtomicI64,
     /// The thread has watchers: it wants applied batches.
     wants_events: AtomicBool,
     /// The thread has readers that wait for an applied index.
@@ -65,6 +67,7 @@ impl Mailbox {
             applied: SegQueue::new(),
             applied_bytes: AtomicUsize::new(0),
             applied_bytes_max,
+            left_out: AtomicI64::new(0),
             wants_events: AtomicBool::new(false),
             wants_applied: AtomicBool::new(false),
             wake: Notify::new(),
@@ -83,10 +86,21 @@ impl Mailbox {
         if !self.wants_events.load(Ordering::SeqCst) {
             return false;
         }
-        if self.applied_bytes.load(Ordering::Relaxed) < self.applied_bytes_max {
-            self.applied_bytes.fetch_add(batch.bytes, Ordering::Relaxed);
-            self.applied.push(batch.clone());
+        if self.applied_bytes.load(Ordering::Relaxed) >= self.applied_bytes_max {
+            return self.leave_out(batch.last_revision);
         }
+        self.applied_bytes.fetch_add(batch.bytes, Ordering::Relaxed);
+        self.applied.push(batch.clone());
+        true
+    }
+
+    /// Apply, after publishing: there is no batch with the events up to `last_revision`, as nobody wanted them when it
+    /// began. Returns whether the thread has to be woken, because somebody does now and has to read history.
+    pub fn leave_out(&self, last_revision: i64) -> bool {
+        if !self.wants_events.load(Ordering::SeqCst) {
+            return false;
+        }
+        self.left_out.store(last_revision, Ordering::Release);
         true
     }
 
@@ -126,6 +140,11 @@ impl Mailbox {
         let batch = self.applied.pop()?;
         self.applied_bytes.fetch_sub(batch.bytes, Ordering::Relaxed);
         Some(batch)
+    }
+
+    /// Net thread, after taking all applied batches: the revision up to which some have been left out.
+    pub fn left_out(&self) -> i64 {
+        self.left_out.load(Ordering::Acquire)
     }
 
     /// Net thread: waits for a wake.

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::TextEncoder;
-use prometheus::proto::{Bucket, Counter as CounterValue, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{
+    Bucket, Counter as CounterValue, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
+};
 
 use crate::rpc::{Rpc, RpcKind};
 
@@ -248,7 +250,11 @@ impl Metrics {
         families.gauge("etcd_server_proposals_pending", "proposals under way", s.proposals_pending as f64);
         families.counter("etcd_server_proposals_failed_total", "proposals that failed", s.proposals_failed);
         families.counter("etcd_server_slow_apply_total", "applies that took too long", s.slow_applies);
-        families.counter("etcd_server_slow_read_indexes_total", "read barriers that took too long", s.slow_read_indexes);
+        families.counter(
+            "etcd_server_slow_read_indexes_total",
+            "read barriers that took too long",
+            s.slow_read_indexes,
+        );
         families.counter("etcd_server_read_indexes_failed_total", "read barriers that failed", s.read_indexes_failed);
         families.gauge("etcd_server_quota_backend_bytes", "size limit of the data", s.quota_bytes as f64);
         let id = format!("{:x}", s.member_id);
@@ -280,7 +286,12 @@ impl Metrics {
         let both = durations.into_iter().chain(failed).map(|(success, sample)| {
             histogram_metric(&sample, vec![label("success", success), label("type", "unary")])
         });
-        families.add("etcd_server_request_duration_seconds", "duration of requests", MetricType::HISTOGRAM, both.collect());
+        families.add(
+            "etcd_server_request_duration_seconds",
+            "duration of requests",
+            MetricType::HISTOGRAM,
+            both.collect(),
+        );
     }
 
     fn client_requests(&self, families: &mut Families) {

@@ -144,13 +144,14 @@ pub fn range(view: &mut impl View, request: &pb::RangeRequest) -> Result<pb::Ran
     Ok(plan.finish(result))
 }
 
-/// Whether a range inside of a transaction may read at `revision`. A negative one is below any compact revision here,
-/// whereas a Range outside of transactions takes it for the current one.
+/// Whether a range inside of a transaction may read at `revision`. A negative one counts as compacted here, whereas a
+/// Range outside of transactions takes it for the current one. (But -1 passes on a store that was never compacted, since
+/// its compact revision is -1; etcd is the same.)
 pub fn check_revision_in_txn(revision: i64, current_revision: i64, compact_revision: i64) -> Result<(), ReadError> {
     match revision {
         0 => Ok(()),
         revision if revision > current_revision => Err(ReadError::Future),
-        revision if revision < compact_revision.max(0) => Err(ReadError::Compacted),
+        revision if revision < compact_revision => Err(ReadError::Compacted),
         _ => Ok(()),
     }
 }

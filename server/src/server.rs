@@ -1,1 +1,561 @@
-//! Placeholder.
+//! The only wiring: builds one member, starts its threads in order and stops them in reverse. Decides nothing about
+//! requests.
+//!
+//! ```text
+//! start: listeners bound -> data directory locked -> log -> backend -> apply -> raft -> upkeep -> net threads -> accept
+//! stop:  net threads -> upkeep -> raft (and with it log and apply) -> backend flushed
+//! ```
+
+use std::cell::RefCell;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use daymark_api::etcdserverpb as pb;
+use daymark_raft::{AppliedProgress, Bootstrap, Handle, MemberInfo, RaftOptions};
+use daymark_storage::backend::rocks::{RocksBackend, RocksOptions};
+use daymark_storage::disk::{DirLock, Disk, RealDisk};
+use daymark_storage::mvcc::Keyspace;
+use daymark_storage::wal::{self, Identity, Recovered, Wal, WalOptions, WalStats};
+use daymark_storage::{LogId, StorageError};
+use sha1::{Digest, Sha1};
+
+use crate::apply::{self, Applier};
+use crate::command::{LeaseExpire, MemberAttributes};
+use crate::config::Config;
+use crate::config::values::Url;
+use crate::error::Error;
+use crate::limits::{self, MemorySplit};
+use crate::mailbox::Mailbox;
+use crate::metrics::{HistogramSample, Metrics, Sample};
+use crate::net::accept::{self, BindError, Bound, Role};
+use crate::net::{Condition, FrontDoor, NetOptions, NetThreads};
+use crate::policy::{lessor, upkeep};
+use crate::request::{Context, Reply, Request, RequestStream, Sink};
+use crate::services::{self, Door, Member, Settings};
+use crate::views::Views;
+use crate::watch::{Engine, Options as WatchOptions};
+
+/// What ends the member when it must not go on: called with the facts, at most once a cause, from any thread.
+pub type OnFatal = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// Why a member did not start: cause and remedy, a sentence each.
+#[derive(Debug)]
+pub struct StartError {
+    pub cause: String,
+    pub remedy: String,
+}
+
+impl StartError {
+    fn new(cause: impl fmt::Display, remedy: impl fmt::Display) -> Self {
+        Self { cause: cause.to_string(), remedy: remedy.to_string() }
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.cause, self.remedy)
+    }
+}
+
+impl std::error::Error for StartError {}
+
+impl From<BindError> for StartError {
+    fn from(error: BindError) -> Self {
+        Self::new(&error, error.remedy())
+    }
+}
+
+impl From<StorageError> for StartError {
+    fn from(error: StorageError) -> Self {
+        let remedy = match &error {
+            StorageError::InUse { .. } => "stop the other process or choose another --data-dir",
+            StorageError::Full { .. } => "free space on the file system",
+            StorageError::Io { .. } => "make the directory readable and writable for this user",
+            StorageError::Format { .. } => "choose another --data-dir or the version that wrote this one",
+            _ => "nothing is repaired by guessing: restore the member from a peer or a snapshot",
+        };
+        Self::new(error, remedy)
+    }
+}
+
+/// One running member.
+pub struct Server {
+    net: NetThreads,
+    upkeep: upkeep::Running,
+    raft: Handle,
+    wal_thread: JoinHandle<()>,
+    apply_thread: JoinHandle<()>,
+    keyspace: Arc<Keyspace>,
+    /// Held as long as anything may touch the directory.
+    _lock: DirLock,
+}
+
+impl Server {
+    /// Starts a member and returns once it serves. Ports are taken and flags are checked before the data directory is
+    /// touched.
+    pub fn start(config: &Config, on_fatal: OnFatal) -> Result<Self, StartError> {
+        let identity = identity(config)?;
+        let listeners = Listeners::bind(config)?;
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk::new());
+        let lock = lock_data_dir(&*disk, &config.data_dir)?;
+        let net_threads = net_threads(config);
+        let memory = limits::split_memory(memory_budget(config), net_threads);
+        let storage = Storage::open(config, disk, identity, &memory)?;
+
+        let mailboxes: Vec<_> = (0..net_threads).map(|_| Mailbox::new(limits::APPLIED_BYTES_MAX)).collect();
+        let (cluster_id, member_id) = (identity.cluster_id, identity.member_id);
+        let views = Views::new(storage.keyspace.clone(), cluster_id, member_id, mailboxes);
+        let progress = AppliedProgress::default();
+        let applier = Applier::open(storage.writer, views.clone(), progress.clone())?;
+        let thread_failed = |error: std::io::Error| StartError::new(error, "raise the limit of threads of this user");
+        let (queue, apply_thread) = apply::start(applier, fatal(&on_fatal, "apply")).map_err(thread_failed)?;
+        let wal_fatal = fatal(&on_fatal, "log");
+        let wal_thread = wal::run(storage.worker, move |error| wal_fatal(error.to_string()));
+        let founders = vec![MemberInfo {
+            id: member_id,
+            name: config.name.clone(),
+            peer_urls: texts(&config.advertise_peer),
+            client_urls: texts(&config.advertise_client),
+            is_learner: false,
+        }];
+        let options = RaftOptions {
+            identity,
+            wal: storage.wal.clone(),
+            heartbeat: config.heartbeat,
+            election: config.election,
+            bootstrap: Bootstrap::from_recovered(&storage.recovered, founders),
+            applied: progress,
+        };
+        let raft = daymark_raft::start(options, Box::new(queue), fatal(&on_fatal, "raft"))
+            .map_err(|error| StartError::new(error, "choose a data directory that belongs to this member"))?;
+        wait_until_replayed(&raft, &views)?;
+        let upkeep = upkeep::start(views.clone(), raft.clone(), fatal(&on_fatal, "upkeep")).map_err(thread_failed)?;
+        let parts = Parts {
+            config,
+            views: &views,
+            raft: &raft,
+            wal: storage.wal.clone(),
+            ring_bytes: memory.ring_bytes,
+            on_fatal: on_fatal.clone(),
+        };
+        let net = start_net(&parts).map_err(thread_failed)??;
+        tracing::info!("ready to serve client requests");
+        listeners.open(&net);
+        Ok(Self { net, upkeep, raft, wal_thread, apply_thread, keyspace: storage.keyspace, _lock: lock })
+    }
+
+    /// Stops: no new calls, those under way end, everything acknowledged is in the log, the state is flushed so that the
+    /// next start has nothing to replay.
+    pub fn stop(self) {
+        let mut fine = self.net.stop();
+        self.upkeep.stop();
+        match current_thread_runtime() {
+            Ok(runtime) => runtime.block_on(self.raft.stop()),
+            Err(error) => tracing::error!(%error, "raft is not stopped in order"),
+        }
+        for thread in [self.apply_thread, self.wal_thread] {
+            fine &= thread.join().is_ok();
+        }
+        if let Err(error) = self.keyspace.flush() {
+            tracing::error!(%error, "the state is not flushed; the next start replays the log");
+        }
+        if !fine {
+            tracing::error!("a thread had panicked");
+        }
+    }
+}
+
+/// Open ports that nobody is accepted on yet.
+struct Listeners(Vec<Bound>);
+
+impl Listeners {
+    fn bind(config: &Config) -> Result<Self, StartError> {
+        let mut bound = accept::bind(&config.listen_client, Role::Client, config.socket)?;
+        bound.extend(accept::bind(&config.listen_peer, Role::Peer, config.socket)?);
+        bound.extend(accept::bind(&config.listen_metrics, Role::Metrics, config.socket)?);
+        Ok(Self(bound))
+    }
+
+    fn open(self, net: &NetThreads) {
+        for listener in &self.0 {
+            tracing::info!(address = listener.url(), "serving traffic insecurely; this is strongly discouraged!");
+        }
+        net.listen(self.0);
+    }
+}
+
+/// Everything below apply and raft.
+struct Storage {
+    keyspace: Arc<Keyspace>,
+    writer: daymark_storage::mvcc::Writer,
+    wal: Wal,
+    worker: wal::WalWorker,
+    recovered: Recovered,
+}
+
+impl Storage {
+    /// The log first: if it is damaged, nothing is changed on disk.
+    fn open(
+        config: &Config,
+        disk: Arc<dyn Disk>,
+        identity: Identity,
+        memory: &MemorySplit,
+    ) -> Result<Self, StartError> {
+        let begun = Instant::now();
+        let options = WalOptions {
+            segment_bytes: limits::WAL_SEGMENT_BYTES,
+            tail_bytes_max: memory.wal_tail_bytes,
+            queue_bytes_max: limits::WAL_QUEUE_BYTES_MAX,
+            unsafe_no_fsync: config.unsafe_no_fsync,
+            ..WalOptions::new(wal_dir(config), identity)
+        };
+        check_identity(&*disk, &options.dir, identity)?;
+        let (wal, worker, recovered) = Wal::open(disk, options)?;
+        if let Some(cut) = &recovered.cut {
+            let (path, offset, bytes) = (cut.path.display(), cut.offset, cut.bytes);
+            tracing::warn!(%path, offset, bytes, "cut the torn end of the log: writes that were never acknowledged");
+        }
+        let log_ms = begun.elapsed().as_millis() as u64;
+        let backend = RocksBackend::open(RocksOptions {
+            memory_budget_bytes: memory.backend_bytes as usize,
+            ..RocksOptions::new(config.data_dir.join("member").join("db"))
+        })?;
+        let (keyspace, writer) = Keyspace::open_with(backend, memory.record_cache_bytes as usize)?;
+        check_belong_together(&keyspace, &recovered)?;
+        let (revision, state_ms) = (keyspace.current_revision(), begun.elapsed().as_millis() as u64 - log_ms);
+        tracing::info!(revision, log_ms, state_ms, "opened log and state");
+        Ok(Self { keyspace, writer, wal, worker, recovered })
+    }
+}
+
+fn wal_dir(config: &Config) -> PathBuf {
+    config.wal_dir.clone().unwrap_or_else(|| config.data_dir.join("member").join("wal"))
+}
+
+/// A log that ends before the state was lost in part; applied entries are always in it unless they were released.
+fn check_belong_together(keyspace: &Keyspace, recovered: &Recovered) -> Result<(), StartError> {
+    let Some(applied) = keyspace.applied() else { return Ok(()) };
+    let end = recovered.last.max(recovered.released);
+    if end.is_some_and(|end| end.index >= applied.index) {
+        return Ok(());
+    }
+    let end = end.map_or("empty".to_owned(), |end: LogId| format!("at {end}"));
+    Err(StartError::new(
+        format!("the state holds entry {applied} but the log ends before it ({end})"),
+        "log and state do not belong together: restore the data directory as a whole",
+    ))
+}
+
+/// The log says whose it is; starting it under other ids would let it vote twice.
+fn check_identity(disk: &dyn Disk, wal_dir: &Path, identity: Identity) -> Result<(), StartError> {
+    match Wal::identity_on_disk(disk, wal_dir)? {
+        Some(found) if found.member_id != identity.member_id || found.cluster_id != identity.cluster_id => {
+            Err(StartError::new(
+                format!(
+                    "the data directory belongs to member {:x} of cluster {:x}, not to {:x} of {:x}",
+                    found.member_id, found.cluster_id, identity.member_id, identity.cluster_id
+                ),
+                "start with the flags --initial-cluster, --initial-advertise-peer-urls and --initial-cluster-token that it \
+                 was made with",
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes the directory if it is missing and takes its lock. A directory of etcd itself is left alone.
+fn lock_data_dir(disk: &dyn Disk, dir: &Path) -> Result<DirLock, StartError> {
+    if disk.exists(&dir.join("member").join("snap"))? {
+        return Err(StartError::new(
+            format!("{} is a data directory of etcd, whose format Daymark does not read", dir.display()),
+            "choose another --data-dir",
+        ));
+    }
+    disk.create_dir_all(dir)?;
+    Ok(disk.lock(dir)?)
+}
+
+/// Member and cluster id as etcd derives them, so that both stay what they were when a cluster is moved.
+fn identity(config: &Config) -> Result<Identity, StartError> {
+    let mut ids = Vec::new();
+    for (_, urls) in &config.initial_cluster {
+        let mut urls = texts(urls);
+        urls.sort();
+        let mut hash = Sha1::new();
+        urls.iter().for_each(|url| hash.update(url));
+        hash.update(&config.cluster_token);
+        ids.push(first_u64(&hash.finalize()));
+    }
+    let [member_id] = ids[..] else {
+        return Err(StartError::new(
+            format!("--initial-cluster names {} members; this version of Daymark runs one", ids.len()),
+            "name this member only",
+        ));
+    };
+    let mut hash = Sha1::new();
+    hash.update(member_id.to_be_bytes());
+    Ok(Identity { cluster_id: first_u64(&hash.finalize()), member_id })
+}
+
+fn first_u64(hash: &[u8]) -> u64 {
+    hash.iter().take(8).fold(0, |id, byte| id << 8 | u64::from(*byte))
+}
+
+fn texts(urls: &[Url]) -> Vec<String> {
+    urls.iter().map(Url::to_string).collect()
+}
+
+/// One net thread a core, unless said otherwise.
+fn net_threads(config: &Config) -> usize {
+    match config.net_threads {
+        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get()).min(limits::NET_THREADS_MAX),
+        given => given,
+    }
+}
+
+fn memory_budget(config: &Config) -> u64 {
+    let machine = rustix::system::sysinfo();
+    limits::memory_budget(config.memory_budget_bytes, machine.totalram as u64 * u64::from(machine.mem_unit))
+}
+
+fn fatal(on_fatal: &OnFatal, part: &'static str) -> Box<dyn FnOnce(String) + Send> {
+    let on_fatal = on_fatal.clone();
+    Box::new(move |facts| on_fatal(&format!("{part}: {facts}")))
+}
+
+fn current_thread_runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+/// Waits until this member leads and has applied everything that was in its log: a read before that could see a state
+/// older than one that was seen before the restart.
+fn wait_until_replayed(raft: &Handle, views: &Views) -> Result<(), StartError> {
+    let stopped = |error: &dyn fmt::Display| StartError::new(error, "see the log lines above");
+    let runtime = current_thread_runtime().map_err(|error| stopped(&error))?;
+    let index = runtime.block_on(raft.wait_ready()).map_err(|error| stopped(&error))?;
+    while views.applied_index() < index {
+        if raft.status().leader.is_none() {
+            return Err(stopped(&"the member stopped while it replayed its log"));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// What the net threads are built from.
+struct Parts<'a> {
+    config: &'a Config,
+    views: &'a Arc<Views>,
+    raft: &'a Handle,
+    wal: Wal,
+    ring_bytes: u64,
+    on_fatal: OnFatal,
+}
+
+/// Starts the net threads and waits until this member's name and client addresses are replicated.
+fn start_net(parts: &Parts<'_>) -> std::io::Result<Result<NetThreads, StartError>> {
+    let Parts { config, views, raft, .. } = parts;
+    let net_threads = views.mailboxes.len();
+    let settings = Settings {
+        max_request_bytes: config.max_request_bytes,
+        max_txn_ops: config.max_txn_ops,
+        election: config.election,
+        quota_bytes: config.quota_backend_bytes.map_or(0, |bytes| bytes as i64),
+    };
+    let lessor = lessor::Lessor::new((*views).clone(), config.election);
+    let member = Arc::new(Member { views: (*views).clone(), raft: (*raft).clone(), lessor, settings, on_fatal: parts.on_fatal.clone() });
+    let watched: Arc<[WatchGauges]> = (0..net_threads).map(|_| WatchGauges::default()).collect();
+    let source = sample_source(member.clone(), parts.wal.clone(), watched.clone());
+    let metrics = Metrics::new(net_threads, source);
+    let attributes = MemberAttributes {
+        id: views.member_id,
+        name: config.name.clone(),
+        client_urls: texts(&config.advertise_client),
+    };
+    let (published, publication) = mpsc::sync_channel(1);
+    let watch = WatchOptions {
+        ring_bytes_max: parts.ring_bytes as usize,
+        fragment_bytes: config.max_request_bytes + limits::MESSAGE_OVERHEAD_BYTES,
+        progress_interval: config.watch_progress_interval,
+    };
+    let options = NetOptions {
+        threads: net_threads,
+        transport: config.transport,
+        warning_unary_request: config.warning_unary_request,
+        cors: config.cors.clone(),
+        host_whitelist: config.host_whitelist.clone(),
+        grace: member.settings.request_timeout(),
+    };
+    let net = NetThreads::start(options, metrics, move |number| {
+        let front = Front::new(member.clone(), number, watch.clone(), watched.clone());
+        if number == 0 {
+            tokio::task::spawn_local(first_thread_work(front.clone(), attributes.clone(), published.clone()));
+        }
+        front
+    })?;
+    Ok(match publication.recv() {
+        Ok(Ok(())) => Ok(net),
+        Ok(Err(error)) => Err(StartError::new(format!("publishing this member failed: {error}"), "start it again")),
+        Err(_) => Err(StartError::new("a net thread ended while it started", "see the log lines above")),
+    })
+}
+
+/// What only one net thread does.
+async fn first_thread_work(
+    front: Rc<Front>,
+    attributes: MemberAttributes,
+    published: mpsc::SyncSender<Result<(), Error>>,
+) {
+    // Nobody listens any more only if the start has been given up.
+    let _ = published.send(front.door.publish_attributes(&attributes).await);
+    let member = front.door.member().clone();
+    let propose = async |leases: LeaseExpire| {
+        front.door.propose_own(crate::command::Kind::LeaseExpire, &leases).await.map(|_| ())
+    };
+    lessor::run(member.lessor.clone(), member.raft.clone(), propose, member.on_fatal.clone()).await;
+}
+
+/// The services of one net thread as its transport sees them.
+struct Front {
+    door: Rc<Door>,
+    engine: Rc<RefCell<Engine>>,
+}
+
+impl Front {
+    fn new(member: Arc<Member>, thread: usize, watch: WatchOptions, gauges: Arc<[WatchGauges]>) -> Rc<Self> {
+        let door = Door::new(member.clone(), thread);
+        let (views, raft) = (&member.views, member.raft.clone());
+        let engine = Engine::new(
+            views.keyspace.clone(),
+            views.mailboxes[thread].clone(),
+            views.cluster_id,
+            views.member_id,
+            move || raft.term(),
+            watch,
+            Rc::new(tokio::runtime::Handle::current()),
+        );
+        door.attach_watch(engine.clone());
+        let front = Rc::new(Self { door, engine });
+        let running = front.clone();
+        tokio::task::spawn_local(async move { running.door.run().await });
+        tokio::task::spawn_local(front.clone().look_after_streams(gauges, thread));
+        front
+    }
+
+    /// Ends streams that want a leader when there has been none for three election timeouts; shows what is watched.
+    async fn look_after_streams(self: Rc<Self>, gauges: Arc<[WatchGauges]>, thread: usize) {
+        let election = self.door.member().settings.election;
+        let mut led = Instant::now();
+        loop {
+            tokio::time::sleep(limits::STREAM_CHECK_INTERVAL).await;
+            gauges[thread].store(&self.engine.borrow().stats());
+            if self.door.has_leader() {
+                led = Instant::now();
+            } else if led.elapsed() >= 3 * election {
+                self.engine.borrow_mut().cut_leaderless();
+            }
+        }
+    }
+}
+
+impl FrontDoor for Front {
+    async fn call(self: &Rc<Self>, context: Context, request: Request) -> Result<Reply, Error> {
+        self.door.call(context, request).await
+    }
+
+    async fn watch(self: &Rc<Self>, context: Context, requests: RequestStream<pb::WatchRequest>, sink: Sink) {
+        match self.door.check_context(&context) {
+            Ok(()) => services::watch::serve(self.engine.clone(), context, requests, sink).await,
+            Err(error) => sink.finish(Err(error)),
+        }
+    }
+
+    async fn lease_keep_alive(
+        self: &Rc<Self>,
+        context: Context,
+        requests: RequestStream<pb::LeaseKeepAliveRequest>,
+        sink: Sink,
+    ) {
+        match self.door.check_context(&context) {
+            Ok(()) => self.door.lease_keep_alive(context, requests, sink).await,
+            Err(error) => sink.finish(Err(error)),
+        }
+    }
+
+    async fn probe(self: &Rc<Self>, serializable: bool) -> Result<(), Error> {
+        self.door.probe(serializable).await
+    }
+
+    fn condition(&self) -> Condition {
+        Condition {
+            alarms: self.door.views().alarms.load().as_ref().clone(),
+            has_leader: self.door.has_leader(),
+            is_learner: self.door.is_learner(),
+        }
+    }
+}
+
+/// What one net thread watches, for metrics.
+#[derive(Default)]
+struct WatchGauges {
+    streams: AtomicU64,
+    watchers: AtomicU64,
+    behind: AtomicU64,
+}
+
+impl WatchGauges {
+    fn store(&self, stats: &crate::watch::Stats) {
+        self.streams.store(stats.streams as u64, Ordering::Relaxed);
+        self.watchers.store(stats.watchers as u64, Ordering::Relaxed);
+        self.behind.store(stats.behind as u64, Ordering::Relaxed);
+    }
+}
+
+fn sample_source(member: Arc<Member>, wal: Wal, watched: Arc<[WatchGauges]>) -> crate::metrics::Source {
+    Arc::new(move || {
+        let (views, raft) = (&member.views, member.raft.status());
+        let size = views.keyspace.size().unwrap_or_default();
+        let stats = wal.stats();
+        let sum = |gauge: fn(&WatchGauges) -> &AtomicU64| -> u64 {
+            watched.iter().map(|thread| gauge(thread).load(Ordering::Relaxed)).sum()
+        };
+        Sample {
+            member_id: views.member_id,
+            has_leader: raft.leader.is_some(),
+            is_leader: raft.is_leader,
+            is_learner: raft.learners.contains(&raft.member_id),
+            leader_changes: raft.leader_changes_seen,
+            proposals_committed: raft.committed_index.unwrap_or(0),
+            proposals_applied: views.applied_index(),
+            proposals_pending: raft.committed_index.unwrap_or(0).saturating_sub(views.applied_index()),
+            quota_bytes: member.settings.quota_bytes.max(0) as u64,
+            current_revision: views.keyspace.current_revision(),
+            compact_revision: views.keyspace.compact_revision(),
+            db_bytes: size.on_disk_bytes + size.memtable_bytes,
+            db_bytes_in_use: size.live_bytes,
+            watch_streams: sum(|gauges| &gauges.streams),
+            watchers: sum(|gauges| &gauges.watchers),
+            slow_watchers: sum(|gauges| &gauges.behind),
+            wal_fsync: sync_histogram(&stats),
+            wal_write_bytes: stats.bytes_written_total,
+            ..Sample::default()
+        }
+    })
+}
+
+fn sync_histogram(stats: &WalStats) -> HistogramSample {
+    let mut count = 0;
+    let mut cumulative = Vec::new();
+    for (class, seen) in stats.sync_classes.iter().enumerate() {
+        count += seen;
+        if let Some(bound) = WalStats::sync_class_bound(class) {
+            cumulative.push((bound.as_secs_f64(), count));
+        }
+    }
+    HistogramSample { cumulative, count, sum: stats.sync_total.as_secs_f64() }
+}

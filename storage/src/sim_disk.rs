@@ -54,7 +54,8 @@ struct Content {
 #[derive(Clone)]
 enum NameStep {
     Create(PathBuf, u64),
-    Rename(PathBuf, PathBuf),
+    /// From, to, and which file: a rename that survives names that file, whatever became of earlier steps.
+    Rename(PathBuf, PathBuf, u64),
     Remove(PathBuf),
 }
 
@@ -244,9 +245,9 @@ impl Disk for SimDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {
-        self.change_name(from, |inner| match inner.names.contains_key(from) {
-            true => Ok(NameStep::Rename(from.into(), to.into())),
-            false => Err(not_found(from)),
+        self.change_name(from, |inner| match inner.names.get(from) {
+            Some(file) => Ok(NameStep::Rename(from.into(), to.into(), *file)),
+            None => Err(not_found(from)),
         })
     }
 
@@ -373,7 +374,7 @@ impl Inner {
         files.sort_unstable_by_key(|(file, _)| **file);
         for (_, content) in files {
             content.persist(|| match random.keeps(keep_one_in) {
-                true if keep_one_in > 1 && random.one_in(8) => Some(random.below(SECTOR_BYTES as u64) as usize),
+                true if keep_one_in > 1 && random.one_in(4) => Some(random.below(SECTOR_BYTES as u64) as usize),
                 kept => kept.then_some(SECTOR_BYTES),
             });
             content.dirty.clear();
@@ -402,7 +403,7 @@ impl Content {
 
 impl NameStep {
     fn is_in(&self, dir: &Path) -> bool {
-        let (Self::Create(path, _) | Self::Rename(_, path) | Self::Remove(path)) = self;
+        let (Self::Create(path, _) | Self::Rename(_, path, _) | Self::Remove(path)) = self;
         path.parent() == Some(dir)
     }
 }
@@ -412,10 +413,11 @@ fn apply_name(names: &mut BTreeMap<PathBuf, u64>, step: &NameStep) {
         NameStep::Create(path, file) => {
             names.insert(path.clone(), *file);
         }
-        NameStep::Rename(from, to) => {
-            if let Some(file) = names.remove(from) {
-                names.insert(to.clone(), file);
+        NameStep::Rename(from, to, file) => {
+            if names.get(from) == Some(file) {
+                names.remove(from);
             }
+            names.insert(to.clone(), *file);
         }
         NameStep::Remove(path) => {
             names.remove(path);

@@ -4,7 +4,7 @@
 use super::flags::{self, Given};
 
 /// Variables that are not flags and are left alone.
-const TOLERATED: &[&str] = &["ETCD_VERSION", "ETCD_UNSUPPORTED_ARCH", "ETCD_VERIFY", "ETCD_CONFIG_FILE"];
+const TOLERATED: &[&str] = &["ETCD_VERSION", "ETCD_UNSUPPORTED_ARCH", "ETCD_VERIFY"];
 
 /// Adds what the environment says to what the command line said. Returns warnings.
 pub fn merge(given: &mut Given, variables: impl Iterator<Item = (String, String)>) -> Result<Vec<String>, String> {
@@ -13,6 +13,7 @@ pub fn merge(given: &mut Given, variables: impl Iterator<Item = (String, String)
         let name = variable["ETCD_".len()..].to_ascii_lowercase().replace('_', "-");
         let flag = flags::find(&name).filter(|flag| environment_name(flag.name) == variable);
         match flag {
+            _ if TOLERATED.contains(&variable.as_str()) => {}
             // etcd, too, takes an empty variable for an absent one.
             Some(_) if value.is_empty() => {}
             Some(flag) if given.has(flag.name) => {
@@ -22,7 +23,6 @@ pub fn merge(given: &mut Given, variables: impl Iterator<Item = (String, String)
                 ));
             }
             Some(flag) => given.set(flag, value).map_err(|error| format!("{variable}: {error}"))?,
-            None if TOLERATED.contains(&variable.as_str()) => {}
             None => warnings.push(format!("unrecognized environment variable {variable}")),
         }
     }
@@ -62,7 +62,8 @@ mod tests {
 
     #[test]
     fn an_unknown_variable_is_a_warning_and_tolerated_ones_are_not() {
-        let (_, warnings) = merged(&[], &[("ETCD_NONSENSE", "1"), ("ETCD_VERSION", "3"), ("ETCD_NAME", "")]).expect("ok");
+        let (_, warnings) =
+            merged(&[], &[("ETCD_NONSENSE", "1"), ("ETCD_VERSION", "3"), ("ETCD_NAME", "")]).expect("ok");
         assert_eq!(warnings, ["unrecognized environment variable ETCD_NONSENSE"]);
     }
 

@@ -245,7 +245,8 @@ fn either(given: &Given, flag: &str) -> Duration {
 }
 
 fn list_or_all(text: &str) -> Vec<String> {
-    let items: Vec<String> = text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect();
+    let items: Vec<String> =
+        text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect();
     if items.iter().any(|item| item == "*") { Vec::new() } else { items }
 }
 

@@ -188,7 +188,9 @@ fn count<D>(thread: &Thread<D>, healthy: bool) {
 
 /// Values of one parameter; none of those in use needs decoding.
 fn values<'a>(query: &'a str, name: &'a str) -> impl Iterator<Item = &'a str> {
-    query.split('&').filter_map(move |part| part.split_once('=').filter(|(key, _)| *key == name).map(|(_, value)| value))
+    query
+        .split('&')
+        .filter_map(move |part| part.split_once('=').filter(|(key, _)| *key == name).map(|(_, value)| value))
 }
 
 /// Whether the Host header names an allowed host; an empty list allows all.

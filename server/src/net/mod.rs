@@ -191,3 +191,6 @@ impl<D: FrontDoor> Thread<D> {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -120,12 +120,13 @@ impl Lessor {
     }
 }
 
-/// Ends leases whose time is over, while this member leads; `propose` replicates their end. Never returns. One proposal
-/// at a time, so that the same end is not proposed twice while the first is on its way.
+/// Ends leases whose time is over, while this member leads; `propose` replicates their end. Returns only after a failure
+/// of the backend. One proposal at a time, so that the same end is not proposed twice while the first is on its way.
 pub async fn run(
     lessor: Arc<Lessor>,
     raft: Handle,
     propose: impl AsyncFn(LeaseExpire) -> std::result::Result<(), Error>,
+    on_fatal: Arc<dyn Fn(&str) + Send + Sync>,
 ) {
     loop {
         tokio::time::sleep(limits::LEASE_CHECK_INTERVAL).await;
@@ -136,10 +137,7 @@ pub async fn run(
         let ids = match lessor.take_over(status.term, limits::LEASES_EXPIRED_AT_ONCE_MAX) {
             Ok(ids) if ids.is_empty() => continue,
             Ok(ids) => ids,
-            Err(error) => {
-                tracing::error!(%error, "reading the lease table failed");
-                continue;
-            }
+            Err(error) => return on_fatal(&error.to_string()),
         };
         if let Err(error) = propose(LeaseExpire { ids: ids.clone() }).await {
             tracing::warn!(%error, leases = ids.len(), "ending leases failed, to be tried again");

@@ -10,9 +10,9 @@ use smallvec::smallvec;
 use tokio::time::Instant;
 
 use super::{Door, header};
-use crate::command::{Identity, Kind};
+use crate::command::{Identity, Kind, LeaseExpire};
 use crate::error::Error;
-use crate::policy::lessor::Renewal;
+use crate::policy::lessor::{self, Renewal};
 use crate::request::{Context, Reply, Sink};
 use crate::state::lease;
 
@@ -74,6 +74,9 @@ impl Door {
             Ok(())
         };
         let end = served.await;
+        if let Err(Error::Internal(facts)) = &end {
+            (self.member().on_fatal)(facts);
+        }
         sink.finish(end);
     }
 
@@ -102,6 +105,14 @@ impl Door {
             }
         };
         Ok(pb::LeaseKeepAliveResponse { header, id: request.id, ttl })
+    }
+
+    /// Ends leases whose time is over, while this member leads. One of the member's net threads runs it, beside
+    /// [`Door::run`].
+    pub async fn run_lessor(&self) {
+        let member = self.member();
+        let propose = async |expire: LeaseExpire| self.propose_own(Kind::LeaseExpire, &expire).await.map(|_| ());
+        lessor::run(member.lessor.clone(), member.raft.clone(), propose, member.on_fatal.clone()).await;
     }
 
     /// Confirms that this member leads and returns the term; the state is then as new as any answer given before. Other

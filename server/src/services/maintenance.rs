@@ -3,11 +3,12 @@
 use daymark_api::etcdserverpb as pb;
 use daymark_api::etcdserverpb::alarm_request::AlarmAction;
 
-use super::{Door, STORAGE_VERSION, VERSION, header};
+use super::{Door, header};
 use crate::command::{Identity, Kind};
 use crate::error::Error;
 use crate::request::Reply;
 use crate::state::alarms;
+use crate::{CLUSTER_VERSION, ETCD_VERSION};
 
 impl Door {
     pub(super) fn status(&self) -> Result<pb::StatusResponse, Error> {
@@ -20,7 +21,7 @@ impl Door {
         errors.extend(views.alarms.load().iter().map(alarm_text));
         Ok(pb::StatusResponse {
             header: header(views.keyspace.current_revision()),
-            version: VERSION.into(),
+            version: ETCD_VERSION.into(),
             // What is only in memory yet will be on disk with the next flush.
             db_size: (size.on_disk_bytes + size.memtable_bytes) as i64,
             db_size_in_use: size.live_bytes as i64,
@@ -30,7 +31,7 @@ impl Door {
             raft_applied_index: views.applied_index(),
             errors,
             is_learner: raft.learners.contains(&raft.member_id),
-            storage_version: STORAGE_VERSION.into(),
+            storage_version: CLUSTER_VERSION.into(),
             db_size_quota: self.member().settings.quota_bytes,
             downgrade_info: Some(pb::DowngradeInfo::default()),
         })

@@ -40,11 +40,6 @@ use crate::watch::WatchTurn;
 
 use batcher::Batcher;
 
-/// What clients are told this server is; etcd's version whose behaviour it has.
-pub const VERSION: &str = "3.7.1";
-/// The storage version that goes with it.
-pub const STORAGE_VERSION: &str = "3.7.0";
-
 /// Values of the configuration that services look at.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -83,6 +78,8 @@ pub struct Member {
     pub raft: Handle,
     pub lessor: Arc<Lessor>,
     pub settings: Settings,
+    /// Stops the member, with the facts; may be called more than once.
+    pub on_fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
 /// The front door of one net thread. Whoever accepts connections calls [`Door::call`] for each request and keeps
@@ -151,8 +148,25 @@ impl Door {
         tokio::join!(self.batcher.run(), mail, tick);
     }
 
+    /// Waits until this member has applied what was in its log when it started, as far as a leader has confirmed it.
+    /// Nobody may be served before: a read could see a state older than one that was seen before the restart.
+    pub async fn wait_ready(&self) -> Result<(), Error> {
+        let index = self.member.raft.wait_ready().await?;
+        self.wait_applied(index).await;
+        Ok(())
+    }
+
     /// Answers one unary call.
     pub async fn call(&self, context: Context, request: Request) -> Result<Reply, Error> {
+        let result = self.answer(context, request).await;
+        if let Err(Error::Internal(facts)) = &result {
+            // The backend could not be read: what it says next is not to be trusted either.
+            (self.member.on_fatal)(facts);
+        }
+        result
+    }
+
+    async fn answer(&self, context: Context, request: Request) -> Result<Reply, Error> {
         self.check_context(&context)?;
         self.check_request(&request)?;
         let identity = authorize(&context, &request)?;

@@ -15,6 +15,7 @@ impl Engine {
         for events in batch.events.chunk_by(|one, next| one.kv.mod_revision == next.kv.mod_revision) {
             let revision = events[0].kv.mod_revision;
             debug_assert!((batch.first_revision..=batch.last_revision).contains(&revision));
+            // Read from history already. Its watchers would leave it out, but that is known before matching.
             if revision <= self.cursor {
                 continue;
             }
@@ -93,20 +94,34 @@ impl Engine {
         }
     }
 
-    /// Notices applied batches that did not fit into the mailbox when no later one follows. The published revision may
-    /// be ahead of the mailbox for a moment, therefore only what two turns in a row cannot explain is a gap.
+    /// Notices batches that were left out when no later one follows that would show the gap. To be called when the
+    /// mailbox is empty.
+    ///
+    /// Apply says what it leaves out. Beyond that, the published revision may be ahead of the mailbox for a moment; if
+    /// it stays ahead over several turns, its events are read from history, too.
     pub(super) fn notice_gap(&mut self) {
         let published = self.keyspace.current_revision();
         if self.watchers.is_empty() || published <= self.cursor {
             self.unexplained = None;
             return;
         }
-        match self.unexplained.replace(published) {
-            Some(before) => self.skip_to(before),
-            None => self.mailbox.wake(),
+        let left_out = self.mailbox.left_out();
+        if left_out > self.cursor {
+            self.unexplained = None;
+            return self.skip_to(left_out);
+        }
+        let (revision, turns) = self.unexplained.unwrap_or((published, 0));
+        if turns + 1 < UNEXPLAINED_TURNS_MAX {
+            self.unexplained = Some((revision, turns + 1));
+        } else {
+            self.unexplained = None;
+            self.skip_to(revision);
         }
     }
 }
+
+/// How many turns in a row the published revision may be ahead of the mailbox.
+const UNEXPLAINED_TURNS_MAX: u32 = 3;
 
 /// Takes a watcher out of its group's live ones. Its stand is then stale.
 pub(super) fn leave_live(groups: &mut Groups, watchers: &mut Arena<Watcher>, key: Key) {

@@ -39,8 +39,8 @@ use ring::{AppliedBatch, Ring};
 use watcher::{Flags, Groups, Interest, Stand, Watcher};
 
 /// What the loop of a net thread calls. After each wake: [`WatchTurn::handle_applied`] for each applied batch in the
-/// mailbox, then [`WatchTurn::turn`] once. A turn that leaves work behind wakes the mailbox itself, so the loop has to
-/// give other tasks their share between two turns.
+/// mailbox, then [`WatchTurn::turn`] once; and a turn from time to time without a wake. A turn that leaves work behind
+/// wakes the mailbox itself, so the loop has to give other tasks their share between two turns.
 pub trait WatchTurn {
     /// Moves the cursor and serves live watchers.
     fn handle_applied(&mut self, batch: Arc<AppliedBatch>);
@@ -107,8 +107,8 @@ pub struct Engine {
     watchers: Arena<Watcher>,
     groups: Groups,
     catch_up: CatchUp,
-    /// The published revision of the last turn, if nothing said then how it came about.
-    unexplained: Option<i64>,
+    /// A published revision above the cursor whose batch has not come, and for how many turns now.
+    unexplained: Option<(i64, u32)>,
     // Shared with the call-backs of sinks, on the same thread.
     signals: Rc<Signals>,
 }
@@ -388,6 +388,13 @@ impl Engine {
         }
     }
 
+    /// Handles what has come since the loop looked.
+    fn take_applied(&mut self) {
+        while let Some(batch) = self.mailbox.pop_applied() {
+            self.handle_applied(batch);
+        }
+    }
+
     fn drop_watcher(&mut self, key: Key) {
         let Some(watcher) = self.watchers.get(key) else { return };
         match watcher.stand {
@@ -446,6 +453,7 @@ impl WatchTurn for Engine {
     }
 
     fn turn(&mut self) {
+        self.take_applied();
         self.handle_signals();
         self.notice_gap();
         self.handle_scans();

@@ -5,7 +5,7 @@ use daymark_api::etcdserverpb as pb;
 
 use super::arena::Key;
 use super::watcher::{Flags, Stand, Watcher};
-use super::{Engine, NO_ID, StreamId, WatchTurn};
+use super::{Engine, NO_ID, StreamId};
 
 impl Engine {
     /// A client asks for progress: one answer for the whole stream, if all of its watchers have got everything. Else
@@ -13,9 +13,7 @@ impl Engine {
     pub(super) fn handle_progress(&mut self, stream: StreamId) {
         // What has been published is in the mailbox already. Taking it now lets somebody who waits for a revision that
         // was acknowledged to him get there with his first question.
-        while let Some(batch) = self.mailbox.pop_applied() {
-            self.handle_applied(batch);
-        }
+        self.take_applied();
         let Some(state) = self.streams.get(stream.0) else { return };
         let told = |key: &Key| self.has_seen_cursor(&self.watchers[*key]);
         if !state.watchers.is_empty() && state.watchers.values().all(told) {

@@ -187,7 +187,7 @@ fn operations_of(disk: &SimDisk, before: &Naive, seed: u64) -> u64 {
 #[test]
 fn a_power_cut_anywhere_loses_nothing_acknowledged() {
     let mut cuts = 0;
-    for seed in seeds(6) {
+    for seed in seeds(24) {
         let _repeat = Repeat(seed, "a_power_cut_anywhere");
         let all = operations_of(&SimDisk::new(seed), &Naive::default(), seed);
         for crash_at in 1..=all {
@@ -222,7 +222,7 @@ fn second_cut(found: &SimDisk, before: &Naive, seed: u64, what: &str) {
 
 #[test]
 fn a_dead_process_leaves_a_log_that_opens() {
-    for seed in seeds(3) {
+    for seed in seeds(12) {
         let _repeat = Repeat(seed, "a_dead_process");
         let all = operations_of(&SimDisk::new(seed), &Naive::default(), seed);
         for crash_at in 1..=all {

@@ -92,6 +92,9 @@ fn only_the_last_write_can_be_a_torn_tail() {
                 assert_eq!(recovered.last, Some(id(1, last)));
                 assert_eq!(recovered.cut.unwrap().offset, offset as u64);
                 assert_eq!(wal.entries(2, 7, u64::MAX).unwrap().len() as u64, last - 1);
+                drop((wal, _worker));
+                let again = open(&damaged).unwrap().2;
+                assert_eq!((again.last, again.cut), (Some(id(1, last)), None), "cut once, then gone for good");
             }
         }
     }
@@ -215,7 +218,7 @@ fn repairing_a_copy_never_risks_the_other() {
         let whole = damaged.after_process_exit();
         drop(open(&whole).unwrap());
         for crash_at in damaged.operations() + 1..=whole.operations() {
-            for survival in 0..200 {
+            for survival in 0..500 {
                 let crashed = damaged.after_process_exit();
                 crashed.crash_at(crash_at);
                 assert!(open(&crashed).is_err());

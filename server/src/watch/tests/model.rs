@@ -11,6 +11,7 @@ use rand::seq::{IndexedMutRandom, IndexedRandom};
 use rand::{RngExt, SeedableRng};
 
 use super::world::{Bounds, Change, Client, World};
+use crate::watch::ring::AppliedBatch;
 use crate::watch::watcher::{Flags, Interest};
 
 const KEYS: [&str; 9] = ["a", "a/1", "a/2", "a/2/x", "b", "b/1", "c", "\u{7f}", "zz"];
@@ -60,6 +61,8 @@ struct Run {
     world: World,
     history: Vec<Expected>,
     compact_revision: i64,
+    /// A batch that is published, but not yet in the mailbox.
+    held: Option<AppliedBatch>,
     streams: Vec<Stream>,
     checked: usize,
 }
@@ -86,7 +89,16 @@ impl Run {
             fragment_bytes: small(&mut rng, 60..300),
         };
         let world = World::with(bounds);
-        Self { seed, rng, world, history: Vec::new(), compact_revision: -1, streams: Vec::new(), checked: 0 }
+        Self {
+            seed,
+            rng,
+            world,
+            history: Vec::new(),
+            compact_revision: -1,
+            held: None,
+            streams: Vec::new(),
+            checked: 0,
+        }
     }
 
     fn run(mut self) -> usize {
@@ -98,7 +110,10 @@ impl Run {
                 10..13 => self.read_some(),
                 13..15 => _ = self.world.run_job(),
                 15..17 => self.world.turn(),
-                17 => self.ask_progress(),
+                17 => {
+                    self.announce_held();
+                    self.ask_progress();
+                }
                 18 if self.rng.random_bool(0.3) => self.compact(),
                 18 => self.open_or_close(),
                 _ => self.world.settle(),
@@ -119,8 +134,21 @@ impl Run {
             txns.push(changes.collect());
         }
         let before = self.world.keyspace.current_revision();
-        let events = self.world.write(&txns.iter().map(|txn| &txn[..]).collect::<Vec<_>>());
         assert_eq!(before, self.current());
+        self.announce_held();
+        let batch = self.world.commit(&txns.iter().map(|txn| &txn[..]).collect::<Vec<_>>());
+        let events = batch.events.clone();
+        match self.rng.random_range(0..10) {
+            0..2 => self.held = Some(batch),
+            // As apply does that saw nobody who wants events when it began the batch: it says so, or does not.
+            2 => {
+                if self.world.mailbox.leave_out(batch.last_revision) {
+                    self.world.mailbox.wake();
+                }
+            }
+            3 => self.world.mailbox.wake(),
+            _ => _ = self.world.announce(batch),
+        }
         let mut state = self.state();
         for of_revision in events.chunk_by(|one, next| one.kv.mod_revision == next.kv.mod_revision) {
             let earlier = state.clone();
@@ -136,6 +164,12 @@ impl Run {
             }
         }
         assert_eq!(self.world.keyspace.current_revision(), self.current());
+    }
+
+    fn announce_held(&mut self) {
+        if let Some(batch) = self.held.take() {
+            self.world.announce(batch);
+        }
     }
 
     fn current(&self) -> i64 {
@@ -251,8 +285,9 @@ impl Run {
 
     /// At the end everybody reads until there is no more, and then nothing may be missing.
     fn finish(&mut self) {
+        self.announce_held();
         for _ in 0..10_000 {
-            self.world.settle();
+            self.world.settle_and_tick();
             let mut read = 0;
             for stream in 0..self.streams.len() {
                 while let Some(response) = self.streams[stream].client.next() {

@@ -6,6 +6,7 @@ use daymark_api::etcdserverpb::watch_create_request::FilterType;
 
 use super::world::{Bounds, Client, World, on_key, on_range};
 use crate::error::Error;
+use crate::watch::WatchTurn;
 
 fn from(start_revision: i64, create: pb::WatchCreateRequest) -> pb::WatchCreateRequest {
     pb::WatchCreateRequest { start_revision, ..create }
@@ -473,6 +474,22 @@ fn compaction_during_a_scan_cancels_what_needs_the_lost_history() {
 }
 
 #[test]
+fn compaction_cancels_a_queued_watcher_even_if_memory_still_holds_its_events() {
+    let mut world = World::new();
+    let (early, late) = (world.open(), world.open());
+    early.create(on_key("a"));
+    for value in ["1", "2", "3"] {
+        world.put("a", value);
+    }
+    world.settle();
+    late.create(from(2, on_key("a")));
+    late.create(from(4, on_key("a")));
+    world.compact(4);
+    world.settle();
+    reads(&late, &["created 0 @4", "created 1 @4", "compacted 0 @0: 4", "events 1 @4: a=3 #4"]);
+}
+
+#[test]
 fn compaction_under_a_stream_without_credit_cancels_when_it_reads_again() {
     let mut world = World::new();
     let client = world.open_with(1);
@@ -506,13 +523,48 @@ fn batches_that_did_not_fit_into_the_mailbox_are_read_from_history() {
     // Here a later one does.
     world.put("a", "4");
     world.put("a", "5");
-    world.turn();
+    let first = world.mailbox.pop_applied().expect("the one that fits");
+    world.engine.borrow_mut().handle_applied(first);
     world.put("a", "6");
     world.settle();
     let mut lines = client.read();
     lines.sort();
     let expected = ["events 0 @5: a=4 #5", "events 0 @7: a=5 #6, a=6 #7", "events 1 @7: a=5 #6, a=6 #7"];
     assert_eq!(lines, expected);
+}
+
+#[test]
+fn a_batch_without_events_that_began_before_the_first_watcher_is_read_from_history() {
+    for is_said in [true, false] {
+        let mut world = World::new();
+        let client = world.open();
+        client.create(on_key("a"));
+        // Apply looked before the watcher came, published after, and has no events to hand over.
+        let batch = world.commit(&[&[("a", Some("1"))]]);
+        if is_said {
+            assert!(world.mailbox.leave_out(batch.last_revision));
+            world.mailbox.wake();
+            world.settle();
+        } else {
+            world.settle_and_tick();
+        }
+        reads(&client, &["created 0 @1", "events 0 @2: a=1 #2"]);
+    }
+}
+
+#[test]
+fn a_revision_published_ahead_of_its_batch_is_no_gap() {
+    let mut world = World::new();
+    let client = world.open();
+    client.create(on_key("a"));
+    let batch = world.commit(&[&[("a", Some("1"))]]);
+    world.turn();
+    world.turn();
+    assert_eq!(world.engine.borrow().stats().behind, 0);
+    world.announce(batch);
+    world.turn();
+    assert!(!world.run_job(), "nothing had to be read");
+    reads(&client, &["created 0 @1", "events 0 @2: a=1 #2"]);
 }
 
 #[test]

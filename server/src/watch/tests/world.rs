@@ -177,6 +177,15 @@ impl World {
         panic!("the engine keeps waking itself");
     }
 
+    /// As [`World::settle`], and then the turns that come without a wake.
+    pub fn settle_and_tick(&mut self) {
+        for _ in 0..4 {
+            self.settle();
+            self.turn();
+        }
+        self.settle();
+    }
+
     pub fn open(&self) -> Client {
         self.open_with(1 << 30)
     }

@@ -1,0 +1,701 @@
+//! The net layer over real sockets, with a front door that answers by itself.
+
+use std::cell::Cell;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream as StdTcpStream};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use ::http::HeaderMap;
+use bytes::{BufMut, Bytes, BytesMut};
+use daymark_api::etcdserverpb as pb;
+use daymark_api::grpc::health::v1 as health;
+use futures_util::StreamExt;
+use h2::client::SendRequest;
+use prost::Message;
+
+use super::accept::{Role, bind};
+use super::*;
+use crate::config::SocketOptions;
+use crate::config::values::parse_url;
+use crate::metrics::Sample;
+use crate::request::MessageParts;
+use crate::rpc::Rpc;
+
+/// Answers by the key of a request; counts what it sees.
+struct FakeDoor {
+    seen: Arc<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    calls: AtomicUsize,
+    /// Calls and streams whose future has been dropped or has ended.
+    ended: AtomicUsize,
+    pushed: AtomicUsize,
+    corrupt: AtomicUsize,
+}
+
+struct Ended(Arc<Seen>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.ended.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl FrontDoor for FakeDoor {
+    async fn call(self: &Rc<Self>, context: Context, request: Request) -> Result<Reply, Error> {
+        self.seen.calls.fetch_add(1, Ordering::SeqCst);
+        let _ended = Ended(self.seen.clone());
+        match request {
+            Request::Put(put) => match &put.key[..] {
+                b"error" => Err(Error::EmptyKey),
+                b"odd" => Err(Error::Internal("50% ünderway\n".into())),
+                b"never" => std::future::pending().await,
+                b"later" => {
+                    tokio::time::sleep(Duration::from_millis(30)).await;
+                    Ok(Reply::Put(pb::PutResponse::default()))
+                }
+                b"token" => {
+                    let text = String::from_utf8_lossy(&context.token.unwrap_or_default()).into_owned();
+                    Err(Error::Internal(format!("{text} {} {:?}", context.requires_leader, context.client_api_version)))
+                }
+                _ => {
+                    let header = pb::ResponseHeader { revision: put.value.len() as i64, ..Default::default() };
+                    Ok(Reply::Put(pb::PutResponse { header: Some(header), prev_kv: None }))
+                }
+            },
+            // As many bytes as the limit says.
+            Request::Range(range) => {
+                let value = Bytes::from(vec![7; range.limit as usize]);
+                let kvs = vec![daymark_api::mvccpb::KeyValue { key: range.key, value, ..Default::default() }];
+                Ok(Reply::Range(pb::RangeResponse { kvs, ..Default::default() }))
+            }
+            _ => Err(Error::NotCapable),
+        }
+    }
+
+    /// A create request with key `flood` starts an endless series of messages of 1000 bytes, as credit allows; one with
+    /// key `end` ends the call with an error; any other is echoed.
+    async fn watch(self: &Rc<Self>, _: Context, mut requests: RequestStream<pb::WatchRequest>, sink: Sink) {
+        let _ended = Ended(self.seen.clone());
+        while let Some(Ok(request)) = requests.next().await {
+            let Some(pb::watch_request::RequestUnion::CreateRequest(create)) = request.request_union else { continue };
+            match &create.key[..] {
+                b"end" => return sink.finish(Err(Error::NoLeader)),
+                b"flood" => self.flood(&sink).await,
+                _ => sink.push(MessageParts::from_iter([create.key.slice(..1), create.key.slice(1..)])),
+            }
+        }
+    }
+
+    async fn lease_keep_alive(
+        self: &Rc<Self>,
+        _: Context,
+        mut requests: RequestStream<pb::LeaseKeepAliveRequest>,
+        sink: Sink,
+    ) {
+        while let Some(request) = requests.next().await {
+            match request {
+                Ok(request) => {
+                    let response = pb::LeaseKeepAliveResponse { id: request.id, ttl: 5, ..Default::default() };
+                    sink.push(MessageParts::from_iter([response.encode_to_vec().into()]));
+                }
+                Err(error) => return sink.finish(Err(error)),
+            }
+        }
+    }
+
+    async fn probe(self: &Rc<Self>, serializable: bool) -> Result<(), Error> {
+        if serializable || self.seen.corrupt.load(Ordering::SeqCst) == 0 { Ok(()) } else { Err(Error::TimedOut) }
+    }
+
+    fn condition(&self) -> Condition {
+        let corrupt = self.seen.corrupt.load(Ordering::SeqCst) > 0;
+        let alarms = corrupt.then_some(pb::AlarmMember { member_id: 1, alarm: 2 });
+        Condition { alarms: alarms.into_iter().collect(), has_leader: true, is_learner: false }
+    }
+}
+
+impl FakeDoor {
+    async fn flood(&self, sink: &Sink) {
+        let credit = Rc::new(Notify::new());
+        let wake = credit.clone();
+        sink.on_credit(Rc::new(move || wake.notify_one()));
+        loop {
+            while sink.credit() > 0 && !sink.is_closed() {
+                sink.push(MessageParts::from_iter([Bytes::from_static(&[1; 1000])]));
+                self.seen.pushed.fetch_add(1, Ordering::SeqCst);
+            }
+            credit.notified().await;
+        }
+    }
+}
+
+/// A running net layer.
+struct Server {
+    threads: NetThreads,
+    metrics: Arc<Metrics>,
+    address: SocketAddr,
+    seen: Arc<Seen>,
+}
+
+impl Server {
+    fn start() -> Self {
+        Self::start_with(TransportOptions {
+            max_concurrent_streams: 10_000,
+            message_bytes_max: 2_097_152,
+            keepalive_min_time: Duration::from_secs(5),
+            keepalive_interval: None,
+            keepalive_timeout: Duration::from_millis(300),
+        })
+    }
+
+    fn start_with(transport: TransportOptions) -> Self {
+        let seen = Arc::new(Seen::default());
+        let options = NetOptions {
+            threads: 2,
+            transport,
+            warning_unary_request: Duration::from_secs(3600),
+            cors: Vec::new(),
+            host_whitelist: Vec::new(),
+            grace: Duration::from_millis(500),
+        };
+        let metrics = Metrics::new(2, Arc::new(Sample::default));
+        let door_seen = seen.clone();
+        let build = move |_| Rc::new(FakeDoor { seen: door_seen.clone() });
+        let threads = NetThreads::start(options, metrics.clone(), build).expect("threads");
+        let any = parse_url("http://127.0.0.1:0").expect("url");
+        let listeners = bind(&[any], Role::Client, SocketOptions::default()).expect("port");
+        let address = listeners[0].local_address().expect("address");
+        threads.listen(listeners);
+        Self { threads, metrics, address, seen }
+    }
+
+    async fn connect(&self) -> Client {
+        let stream = tokio::net::TcpStream::connect(self.address).await.expect("connect");
+        let (send, connection) = h2::client::Builder::new()
+            .initial_max_send_streams(100_000)
+            // So that one stream that is not read does not use up the connection.
+            .initial_connection_window_size(4 << 20)
+            .handshake(stream)
+            .await
+            .expect("handshake");
+        let driver = tokio::spawn(connection);
+        Client { send, driver }
+    }
+
+    /// One HTTP/1 exchange: status and body.
+    fn http1(&self, request: &str) -> (String, String) {
+        let mut stream = StdTcpStream::connect(self.address).expect("connect");
+        let request = format!("{request} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).expect("write");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("read");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("head and body");
+        let status = head.lines().next().and_then(|line| line.split(' ').nth(1)).expect("status");
+        (status.to_owned(), body.to_owned())
+    }
+}
+
+struct Client {
+    send: SendRequest<Bytes>,
+    driver: tokio::task::JoinHandle<Result<(), h2::Error>>,
+}
+
+/// What came back: HTTP status, message bytes, gRPC status and text.
+#[derive(Debug, PartialEq)]
+struct Answer {
+    http: u16,
+    body: Bytes,
+    code: u16,
+    text: String,
+}
+
+impl Client {
+    fn head(path: &str, extra: &[(&'static str, &str)]) -> ::http::Request<()> {
+        let mut request = ::http::Request::post(format!("http://localhost{path}")).header("te", "trailers");
+        if extra.iter().all(|(name, _)| *name != "content-type") {
+            request = request.header("content-type", "application/grpc");
+        }
+        for (name, value) in extra {
+            request = request.header(*name, *value);
+        }
+        request.body(()).expect("request")
+    }
+
+    async fn raw(&self, path: &str, extra: &[(&'static str, &str)], body: Bytes) -> Result<Answer, h2::Error> {
+        let mut send = self.send.clone().ready().await?;
+        let (response, mut stream) = send.send_request(Self::head(path, extra), body.is_empty())?;
+        if !body.is_empty() {
+            // The server may have refused the call before it has all of the body.
+            let _ = stream.send_data(body, true);
+        }
+        answer(response.await?).await
+    }
+
+    async fn call(&self, path: &str, message: &impl Message) -> Answer {
+        self.raw(path, &[], frame(message)).await.expect("call")
+    }
+
+    async fn put(&self, key: &str) -> Answer {
+        self.call("/etcdserverpb.KV/Put", &put_request(key)).await
+    }
+}
+
+async fn answer(response: ::http::Response<h2::RecvStream>) -> Result<Answer, h2::Error> {
+    let (head, mut stream) = response.into_parts();
+    let mut body = BytesMut::new();
+    while let Some(chunk) = stream.data().await {
+        let chunk = chunk?;
+        stream.flow_control().release_capacity(chunk.len())?;
+        body.extend_from_slice(&chunk);
+    }
+    let trailers = stream.trailers().await?.unwrap_or(head.headers);
+    let (code, text) = status(&trailers);
+    Ok(Answer { http: head.status.as_u16(), body: body.freeze(), code, text })
+}
+
+fn status(headers: &HeaderMap) -> (u16, String) {
+    let text = |name| headers.get(name).map(|value| value.to_str().expect("printable").to_owned()).unwrap_or_default();
+    (text("grpc-status").parse().expect("grpc-status"), text("grpc-message"))
+}
+
+fn frame(message: &impl Message) -> Bytes {
+    frames::encode(message)
+}
+
+fn put_request(key: &str) -> pb::PutRequest {
+    pb::PutRequest {
+        key: Bytes::copy_from_slice(key.as_bytes()),
+        value: Bytes::from_static(b"12345"),
+        ..Default::default()
+    }
+}
+
+fn watch_create(key: &'static str) -> pb::WatchRequest {
+    let create = pb::WatchCreateRequest { key: key.into(), ..Default::default() };
+    pb::WatchRequest { request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)) }
+}
+
+/// Runs a test body on its own runtime against a fresh server.
+fn with_server<F: Future<Output = ()>>(test: impl FnOnce(Rc<Server>) -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    let server = Rc::new(Server::start());
+    runtime.block_on(test(server.clone()));
+    let server = Rc::into_inner(server).expect("the test is over");
+    assert!(server.threads.stop(), "a net thread panicked");
+}
+
+/// Waits for something another thread does; fails after five seconds.
+async fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(5), "not within 5 s: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[test]
+fn a_unary_call_returns_message_and_status() {
+    with_server(async |server| {
+        let client = server.connect().await;
+        let answer = client.put("k").await;
+        assert_eq!((answer.http, answer.code, &*answer.text), (200, 0, ""));
+        assert_eq!(answer.body[0], 0, "not compressed");
+        let response = pb::PutResponse::decode(answer.body.slice(5..)).expect("message");
+        assert_eq!(response.header.expect("header").revision, 5);
+        let counters =
+            |code: usize| (0..2).map(|n| server.metrics.net(n).rpc(Rpc::Put).handled[code].value()).sum::<u64>();
+        eventually("the call is counted", || counters(0) == 1).await;
+    });
+}
+
+#[test]
+fn an_error_is_a_code_and_a_percent_encoded_text() {
+    with_server(async |server| {
+        let client = server.connect().await;
+        let answer = client.put("error").await;
+        assert_eq!((answer.code, &*answer.text), (3, "etcdserver: key is not provided"));
+        assert!(answer.body.is_empty());
+        let answer = client.put("odd").await;
+        assert_eq!((answer.code, &*answer.text), (13, "50%25 %C3%BCnderway%0A"));
+    });
+}
+
+#[test]
+fn metadata_reaches_the_services() {
+    with_server(async |server| {
+        let client = server.connect().await;
+        let body = frame(&put_request("token"));
+        let path = "/etcdserverpb.KV/Put";
+        let all = [
+            ("authorization", "Bearer a"),
+            ("token", "Bearer b"),
+            ("hasleader", "true"),
+            ("client-api-version", "3.7"),
+        ];
+        let answer = client.raw(path, &all, body.clone()).await.expect("call");
+        assert_eq!(answer.text, "b true Some(Ok(\"3.7\"))", "token before authorization");
+        let answer = client.raw(path, &[("authorization", "c")], body).await.expect("call");
+        assert_eq!(answer.text, "c false None");
+    });
+}
+
+#[test]
+fn what_is_malformed_is_refused_and_the_connection_lives_on() {
+    with_server(async |server| {
+        let client = server.connect().await;
+        let put = "/etcdserverpb.KV/Put";
+        let framed = |flag: u8, length: u32, bytes: &[u8]| {
+            let mut body = BytesMut::new();
+            body.put_u8(flag);
+            body.put_u32(length);
+            body.put_slice(bytes);
+            body.freeze()
+        };
+        let two = [frame(&put_request("a")), frame(&put_request("b"))].concat();
+        let cases: Vec<(&str, Vec<(&'static str, &str)>, Bytes, u16, &str)> = vec![
+            (put, vec![], framed(0, 3, b"\xff\xff\xff"), 13, "grpc: error unmarshalling request: "),
+            (put, vec![], framed(0, 9, b"abc"), 13, "unexpected EOF"),
+            (put, vec![], framed(1, 3, b"abc"), 13, "grpc: compressed flag set with identity or empty encoding"),
+            (put, vec![], framed(7, 3, b"abc"), 13, "grpc: received unexpected payload format 7"),
+            (put, vec![], Bytes::new(), 13, "cardinality violation: received no request message"),
+            (put, vec![], two.into(), 13, "cardinality violation: received multiple request messages"),
+            (put, vec![("grpc-timeout", "5")], frame(&put_request("a")), 13, "malformed grpc-timeout"),
+            (
+                put,
+                vec![("grpc-encoding", "gzip")],
+                framed(1, 3, b"abc"),
+                12,
+                "grpc: Decompressor is not installed for grpc-encoding \"gzip\"",
+            ),
+            (
+                "/etcdserverpb.KV/Nothing",
+                vec![],
+                Bytes::new(),
+                12,
+                "unknown method Nothing for service etcdserverpb.KV",
+            ),
+            (
+                "/etcdserverpb.Auth/UserAdd",
+                vec![],
+                framed(0, 0, b""),
+                12,
+                "unknown method UserAdd for service etcdserverpb.Auth",
+            ),
+            ("/etcdserverpb.KV/RangeStream", vec![], framed(0, 0, b""), 12, "unknown method RangeStream for service"),
+            ("/foo.Bar/Baz", vec![], Bytes::new(), 12, "unknown service foo.Bar"),
+            ("/nonsense", vec![], Bytes::new(), 12, "malformed method name: \"/nonsense\""),
+        ];
+        for (path, headers, body, code, text) in cases {
+            let answer =
+                client.raw(path, &headers, body).await.unwrap_or_else(|error| panic!("{path} {text}: {error}"));
+            assert_eq!((answer.http, answer.code), (200, code), "{answer:?}");
+            assert!(answer.text.starts_with(text), "{answer:?} instead of {text}");
+        }
+        assert_eq!(server.seen.calls.load(Ordering::SeqCst), 0, "nothing of this reached the services");
+        assert_eq!(client.put("k").await.code, 0, "the same connection still serves");
+    });
+}
+
+#[test]
+fn what_is_not_grpc_gets_an_http_status() {
+    with_server(async |server| {
+        let client = server.connect().await;
+        let answer =
+            client.raw("/etcdserverpb.KV/Put", &[("content-type", "text/html")], Bytes::new()).await.expect("call");
+        assert_eq!(answer.http, 415);
+        let typed =
+            client.raw("/etcdserverpb.KV/Put", &[("content-type", "application/grpc+proto")], frame(&put_request("a")));
+        assert_eq!(typed.await.expect("call").code, 0);
+    });
+}
+
+#[test]
+fn a_message_over_the_limit_is_refused_and_one_at_the_limit_is_not() {
+    with_server(async |server| {
+        let client = server.connect().await;
+        let limit = 2_097_152;
+        let sized = |bytes: usize| {
+            let value = Bytes::from(vec![1; bytes - 4 - 1 - 3]);
+            let put = pb::PutRequest { key: Bytes::from_static(b"kk"), value, ..Default::default() };
+            (put.encoded_len(), frame(&put))
+        };
+        let (length, body) = sized(limit);
+        assert_eq!(length, limit);
+        let answer = client.raw("/etcdserverpb.KV/Put", &[], body).await.expect("at the limit");
+        assert_eq!((answer.code, &*answer.text), (0, ""));
+        let (length, body) = sized(limit + 1);
+        assert_eq!(length, limit + 1);
+        let answer = client.raw("/etcdserverpb.KV/Put", &[], body).await.expect("over the limit");
+        assert_eq!(answer.code, 8);
+        assert_eq!(answer.text, "grpc: received message larger than max (2097153 vs. 2097152)");
+        assert_eq!(client.put("k").await.code, 0, "the same connection still serves");
+    });
+}
+
+#[test]
+fn a_deadline_ends_a_call_and_drops_its_work() {
+    with_server(async |server| {
+        let client = server.connect().await;
+        let start = Instant::now();
+        let body = frame(&put_request("never"));
+        let answer = client.raw("/etcdserverpb.KV/Put", &[("grpc-timeout", "50m")], body).await.expect("call");
+        assert_eq!((answer.code, &*answer.text), (4, "context deadline exceeded"));
+        assert!(start.elapsed() >= Duration::from_millis(50));
+        eventually("the call is dropped", || server.seen.ended.load(Ordering::SeqCst) == 1).await;
+        let body = frame(&put_request("later"));
+        let answer = client.raw("/etcdserverpb.KV/Put", &[("grpc-timeout", "5S")], body).await.expect("call");
+        assert_eq!(answer.code, 0, "in time");
+    });
+}
+
+#[test]
+fn a_caller_that_goes_takes_its_work_along() {
+    with_server(async |server| {
+        let client = server.connect().await;
+        // A reset of one stream.
+        let mut send = client.send.clone().ready().await.expect("ready");
+        let (response, mut stream) = send.send_request(Client::head("/etcdserverpb.KV/Put", &[]), false).expect("send");
+        stream.send_data(frame(&put_request("never")), true).expect("data");
+        eventually("the call has begun", || server.seen.calls.load(Ordering::SeqCst) == 1).await;
+        stream.send_reset(h2::Reason::CANCEL);
+        drop(response);
+        eventually("the call is dropped", || server.seen.ended.load(Ordering::SeqCst) == 1).await;
+        // The whole connection: a call and a watch.
+        let (_response, mut stream) =
+            send.send_request(Client::head("/etcdserverpb.KV/Put", &[]), false).expect("send");
+        stream.send_data(frame(&put_request("never")), true).expect("data");
+        let (_watch, mut stream) =
+            send.send_request(Client::head("/etcdserverpb.Watch/Watch", &[]), false).expect("send");
+        stream.send_data(frame(&watch_create("flood")), false).expect("data");
+        eventually("both have begun", || server.seen.pushed.load(Ordering::SeqCst) > 0).await;
+        eventually("both have begun", || server.seen.calls.load(Ordering::SeqCst) == 2).await;
+        client.driver.abort();
+        eventually("both are dropped", || server.seen.ended.load(Ordering::SeqCst) == 3).await;
+        let open = || (0..2).map(|n| server.metrics.net(n).connections.load(Ordering::Relaxed)).sum::<u64>();
+        eventually("the connection is forgotten", || open() == 0).await;
+    });
+}
+
+#[test]
+fn a_stream_answers_in_order_and_ends_with_a_status() {
+    with_server(async |server| {
+        let client = server.connect().await;
+        let mut send = client.send.clone().ready().await.expect("ready");
+        let (response, mut stream) =
+            send.send_request(Client::head("/etcdserverpb.Watch/Watch", &[]), false).expect("send");
+        // Headers come before the first message, so that a client knows that the stream stands.
+        let response = response.await.expect("headers");
+        let two = [frame(&watch_create("one")), frame(&watch_create("three"))].concat();
+        let (first, second) = two.split_at(11);
+        stream.send_data(Bytes::copy_from_slice(first), false).expect("data");
+        stream.send_data(Bytes::copy_from_slice(second), false).expect("data");
+        stream.send_data(frame(&watch_create("end")), false).expect("data");
+        let answer = answer(response).await.expect("answer");
+        assert_eq!(&answer.body[..], b"\0\0\0\0\x03one\0\0\0\0\x05three");
+        assert_eq!((answer.code, &*answer.text), (14, "etcdserver: no leader"));
+    });
+}
+
+#[test]
+fn the_end_of_requests_ends_a_keepalive_stream() {
+    with_server(async |server| {
+        let client = server.connect().await;
+        let body = [7, 8].map(|id| frame(&pb::LeaseKeepAliveRequest { id })).concat();
+        let answer = client.raw("/etcdserverpb.Lease/LeaseKeepAlive", &[], body.into()).await.expect("call");
+        assert_eq!(answer.code, 0);
+        let length = 5 + usize::from(answer.body[4]);
+        let first = pb::LeaseKeepAliveResponse::decode(answer.body.slice(5..length)).expect("message");
+        let second = pb::LeaseKeepAliveResponse::decode(answer.body.slice(length + 5..)).expect("message");
+        assert_eq!((first.id, second.id), (7, 8));
+    });
+}
+
+#[test]
+fn a_reader_that_does_not_read_stops_the_writer() {
+    with_server(async |server| {
+        let client = server.connect().await;
+        let mut send = client.send.clone().ready().await.expect("ready");
+        let (response, mut stream) =
+            send.send_request(Client::head("/etcdserverpb.Watch/Watch", &[]), false).expect("send");
+        stream.send_data(frame(&watch_create("flood")), false).expect("data");
+        let mut body = response.await.expect("headers").into_body();
+        // Window of the client (64 KiB), queue of the sink (256 KiB), one gathered frame: no more is ever produced.
+        let bound = (65_535 + limits::STREAM_QUEUE_BYTES_MAX + 2 * limits::STREAM_GATHER_BYTES) / 1000 + 2;
+        let pushed = || server.seen.pushed.load(Ordering::SeqCst);
+        eventually("the writer has filled everything", || pushed() > limits::STREAM_QUEUE_BYTES_MAX / 1000).await;
+        let stalled = Cell::new(0);
+        eventually("the writer has stopped", || stalled.replace(pushed()) == pushed()).await;
+        assert!(pushed() <= bound, "{} messages, expected at most {bound}", pushed());
+        assert_eq!(client.put("k").await.code, 0, "other calls of the connection go on");
+        // A reader makes it go on.
+        let mut read = 0;
+        while read < 2_000_000 {
+            let chunk = body.data().await.expect("endless").expect("data");
+            body.flow_control().release_capacity(chunk.len()).expect("release");
+            read += chunk.len();
+        }
+        assert!(pushed() >= 1900, "{}", pushed());
+        // Dropped with the connection: stopping the server must not wait for it.
+    });
+}
+
+#[test]
+fn large_answers_arrive_whole() {
+    with_server(async |server| {
+        let client = server.connect().await;
+        for bytes in [0, 1, 900, 1500, 5000, 70_000, 3_000_000] {
+            let range = pb::RangeRequest { key: Bytes::from_static(b"k"), limit: bytes, ..Default::default() };
+            let answer = client.call("/etcdserverpb.KV/Range", &range).await;
+            let response = pb::RangeResponse::decode(answer.body.slice(5..)).expect("message");
+            assert_eq!(response.kvs[0].value.len(), bytes as usize);
+            assert!(response.kvs[0].value.iter().all(|byte| *byte == 7));
+        }
+    });
+}
+
+#[test]
+fn a_thousand_calls_at_once_on_one_connection() {
+    with_server(async |server| {
+        let client = Rc::new(server.connect().await);
+        let calls = (0..1000).map(|number| {
+            let client = client.clone();
+            async move { client.put(if number % 3 == 0 { "later" } else { "k" }).await.code }
+        });
+        let codes = futures_util::future::join_all(calls).await;
+        assert!(codes.iter().all(|code| *code == 0));
+        assert_eq!(server.seen.calls.load(Ordering::SeqCst), 1000);
+    });
+}
+
+#[test]
+fn connections_are_dealt_out_evenly() {
+    with_server(async |server| {
+        let mut clients = Vec::new();
+        for _ in 0..10 {
+            let client = server.connect().await;
+            assert_eq!(client.put("k").await.code, 0);
+            clients.push(client);
+        }
+        for thread in 0..2 {
+            assert_eq!(server.metrics.net(thread).connections.load(Ordering::Relaxed), 5, "thread {thread}");
+        }
+    });
+}
+
+#[test]
+fn grpc_health_knows_the_empty_service_only() {
+    with_server(async |server| {
+        let client = server.connect().await;
+        let check = |service: &str| health::HealthCheckRequest { service: service.into() };
+        let answer = client.call("/grpc.health.v1.Health/Check", &check("")).await;
+        assert_eq!(health::HealthCheckResponse::decode(answer.body.slice(5..)).expect("message").status, 1);
+        let answer = client.call("/grpc.health.v1.Health/Check", &check("x")).await;
+        assert_eq!((answer.code, &*answer.text), (5, "unknown service"));
+        let mut send = client.send.clone().ready().await.expect("ready");
+        let (response, mut stream) =
+            send.send_request(Client::head("/grpc.health.v1.Health/Watch", &[]), false).expect("send");
+        stream.send_data(frame(&check("x")), true).expect("data");
+        let mut body = response.await.expect("headers").into_body();
+        assert_eq!(&body.data().await.expect("message").expect("data")[..], b"\0\0\0\0\x02\x08\x03");
+    });
+}
+
+#[test]
+fn http_routes_are_served_on_the_same_port() {
+    with_server(async |server| {
+        let version = "{\"etcdserver\":\"3.7.1\",\"etcdcluster\":\"3.7.0\",\"storage\":\"3.7.0\"}";
+        for (request, status, body) in [
+            ("GET /version", "200", version),
+            ("POST /version", "405", "Method Not Allowed\n"),
+            ("GET /health", "200", "{\"health\":\"true\",\"reason\":\"\"}"),
+            ("POST /health", "405", "Method Not Allowed\n"),
+            ("GET /livez", "200", "ok\n"),
+            ("GET /readyz", "200", "ok\n"),
+            ("PUT /readyz", "405", "Method Not Allowed\n"),
+            ("GET /livez?verbose", "200", "[+]serializable_read ok\nok\n"),
+            ("GET /livez/serializable_read", "200", "ok\n"),
+            ("GET /livez/non_learner", "404", "404 page not found\n"),
+            ("GET /readyz/non_learner?verbose", "200", "[+]non_learner ok\nok\n"),
+            ("GET /livezz", "404", "404 page not found\n"),
+            ("GET /", "404", "404 page not found\n"),
+        ] {
+            assert_eq!(server.http1(request), (status.to_owned(), body.to_owned()), "{request}");
+        }
+        let (status, text) = server.http1("GET /metrics");
+        assert_eq!(status, "200");
+        assert!(text.contains("\netcd_server_health_success 6\n"), "{text}");
+    });
+}
+
+#[test]
+fn health_says_what_is_wrong() {
+    with_server(async |server| {
+        server.seen.corrupt.store(1, Ordering::SeqCst);
+        let unhealthy =
+            |reason: &str| ("503".to_owned(), format!("{{\"health\":\"false\",\"reason\":\"{reason}\"}}\n"));
+        assert_eq!(server.http1("GET /health"), unhealthy("ALARM CORRUPT"));
+        let range_error = "RANGE ERROR:etcdserver: request timed out";
+        assert_eq!(server.http1("GET /health?exclude=CORRUPT"), unhealthy(range_error));
+        assert_eq!(server.http1("GET /health?exclude=CORRUPT&serializable=true").0, "200");
+        assert_eq!(server.http1("GET /livez").0, "200");
+        let (status, body) = server.http1("GET /readyz");
+        assert_eq!(status, "503");
+        let lines = "[-]data_corruption failed: alarm activated: CORRUPT\n[+]serializable_read ok\n\
+                     [-]linearizable_read failed: range error: etcdserver: request timed out\n[+]non_learner ok\n";
+        assert_eq!(body, lines);
+        let (status, _) =
+            server.http1("GET /readyz?exclude=data_corruption&exclude=linearizable_read&exclude=nonsense");
+        assert_eq!(status, "200");
+    });
+}
+
+#[test]
+fn stopping_ends_streams_with_a_status_and_answers_calls_under_way() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    let server = Server::start();
+    runtime.block_on(async {
+        let client = server.connect().await;
+        let mut send = client.send.clone().ready().await.expect("ready");
+        let (watch, mut stream) =
+            send.send_request(Client::head("/etcdserverpb.Watch/Watch", &[]), false).expect("send");
+        stream.send_data(frame(&watch_create("w")), false).expect("data");
+        let watch = watch.await.expect("headers");
+        let (later, mut stream) = send.send_request(Client::head("/etcdserverpb.KV/Put", &[]), false).expect("send");
+        stream.send_data(frame(&put_request("later")), true).expect("data");
+        eventually("the call has begun", || server.seen.calls.load(Ordering::SeqCst) == 1).await;
+        let stopped = tokio::task::spawn_blocking(move || server.threads.stop());
+        let watch = answer(watch).await.expect("answer");
+        assert_eq!((watch.code, &*watch.text), (14, "etcdserver: server stopped"));
+        assert_eq!(answer(later.await.expect("headers")).await.expect("answer").code, 0);
+        drop(send);
+        drop(client);
+        assert!(stopped.await.expect("stop"));
+    });
+}
+
+#[test]
+fn a_connection_that_does_not_answer_pings_is_closed() {
+    let transport = TransportOptions {
+        max_concurrent_streams: 100,
+        message_bytes_max: 1 << 20,
+        keepalive_min_time: Duration::from_secs(5),
+        keepalive_interval: Some(Duration::from_secs(1)),
+        keepalive_timeout: Duration::from_millis(200),
+    };
+    let server = Server::start_with(transport);
+    let mut dead = StdTcpStream::connect(server.address).expect("connect");
+    // Preface and empty settings, then silence: pings go unanswered.
+    dead.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").expect("write");
+    dead.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
+    let start = Instant::now();
+    let mut bytes = Vec::new();
+    dead.read_to_end(&mut bytes).expect("the server closes");
+    assert!(start.elapsed() >= Duration::from_secs(1), "not before the interval");
+    assert!(server.threads.stop());
+}

@@ -1,0 +1,141 @@
+//! Generated commands over few keys and leases, so that they get in each other's way.
+
+use daymark_api::etcdserverpb as pb;
+use daymark_api::etcdserverpb::compare::TargetUnion;
+use daymark_api::etcdserverpb::request_op::Request as Op;
+use daymark_server::command::{self, Kind, LeaseExpire, MemberAttributes};
+use proptest::prelude::*;
+
+/// A command to be encoded.
+#[derive(Clone, Debug)]
+pub enum Generated {
+    Put(pb::PutRequest),
+    Delete(pb::DeleteRangeRequest),
+    Txn(pb::TxnRequest),
+    Compact(pb::CompactionRequest),
+    Grant(pb::LeaseGrantRequest),
+    Revoke(pb::LeaseRevokeRequest),
+    Expire(LeaseExpire),
+    Alarm(pb::AlarmRequest),
+    Attributes(MemberAttributes),
+}
+
+impl Generated {
+    /// Appends it to a command batch.
+    pub fn append(&self, batch: &mut bytes::BytesMut) {
+        match self {
+            Self::Put(message) => command::append(batch, Kind::Put, None, message),
+            Self::Delete(message) => command::append(batch, Kind::DeleteRange, None, message),
+            Self::Txn(message) => command::append(batch, Kind::Txn, None, message),
+            Self::Compact(message) => command::append(batch, Kind::Compact, None, message),
+            Self::Grant(message) => command::append(batch, Kind::LeaseGrant, None, message),
+            Self::Revoke(message) => command::append(batch, Kind::LeaseRevoke, None, message),
+            Self::Expire(message) => command::append(batch, Kind::LeaseExpire, None, message),
+            Self::Alarm(message) => command::append(batch, Kind::Alarm, None, message),
+            Self::Attributes(message) => command::append(batch, Kind::MemberAttributes, None, message),
+        }
+    }
+}
+
+/// Any command.
+pub fn command() -> impl Strategy<Value = Generated> {
+    prop_oneof![
+        20 => put().prop_map(Generated::Put),
+        8 => delete().prop_map(Generated::Delete),
+        12 => txn(2).prop_map(Generated::Txn),
+        2 => (0..60i64).prop_map(|revision| Generated::Compact(pb::CompactionRequest { revision, physical: false })),
+        6 => (lease(), 0..9i64).prop_map(|(id, ttl)| Generated::Grant(pb::LeaseGrantRequest { id, ttl })),
+        4 => lease().prop_map(|id| Generated::Revoke(pb::LeaseRevokeRequest { id })),
+        3 => prop::collection::vec(lease(), 0..4).prop_map(|ids| Generated::Expire(LeaseExpire { ids })),
+        1 => (0..3i32, 0..2u64, prop_oneof![5 => Just(0), 2 => Just(1)])
+            .prop_map(|(action, member_id, alarm)| Generated::Alarm(pb::AlarmRequest { action, member_id, alarm })),
+        1 => (1..3u64, "[a-z]{1,4}").prop_map(|(id, name)| {
+            Generated::Attributes(MemberAttributes { id, name, client_urls: vec!["http://c".into()] })
+        }),
+    ]
+}
+
+fn key() -> impl Strategy<Value = bytes::Bytes> {
+    "[a-d]{1,2}".prop_map(bytes::Bytes::from)
+}
+
+fn range_end() -> impl Strategy<Value = bytes::Bytes> {
+    prop_oneof![4 => Just(bytes::Bytes::new()), 1 => Just(bytes::Bytes::from_static(&[0])), 3 => key()]
+}
+
+fn lease() -> impl Strategy<Value = i64> {
+    prop_oneof![1..6i64, Just(-3i64), Just(-1i64)]
+}
+
+fn put() -> impl Strategy<Value = pb::PutRequest> {
+    let lease = prop_oneof![4 => Just(0), 3 => lease()];
+    (key(), "[x-z]{0,3}", lease, any::<bool>(), 0..10u8).prop_map(|(key, value, lease, prev_kv, ignore)| {
+        let (ignore_value, ignore_lease) = (ignore == 0, ignore == 1);
+        pb::PutRequest {
+            key,
+            value: if ignore_value { bytes::Bytes::new() } else { value.into() },
+            lease: if ignore_lease { 0 } else { lease },
+            prev_kv,
+            ignore_value,
+            ignore_lease,
+        }
+    })
+}
+
+fn delete() -> impl Strategy<Value = pb::DeleteRangeRequest> {
+    (key(), range_end(), any::<bool>()).prop_map(|(key, range_end, prev_kv)| pb::DeleteRangeRequest {
+        key,
+        range_end,
+        prev_kv,
+    })
+}
+
+fn range() -> impl Strategy<Value = pb::RangeRequest> {
+    let revision = prop_oneof![6 => Just(0i64), 1 => -1..40i64];
+    (key(), range_end(), revision, 0..3i64, 0..3i32, 0..5i32).prop_map(
+        |(key, range_end, revision, limit, sort_order, sort_target)| pb::RangeRequest {
+            key,
+            range_end,
+            revision,
+            limit,
+            sort_order,
+            sort_target,
+            ..Default::default()
+        },
+    )
+}
+
+fn compare() -> impl Strategy<Value = pb::Compare> {
+    let union = prop_oneof![
+        Just(None),
+        (0..4i64).prop_map(|n| Some(TargetUnion::Version(n))),
+        (0..30i64).prop_map(|n| Some(TargetUnion::ModRevision(n))),
+        "[x-z]{0,2}".prop_map(|value| Some(TargetUnion::Value(value.into()))),
+        lease().prop_map(|id| Some(TargetUnion::Lease(id))),
+    ];
+    (0..5i32, 0..6i32, key(), range_end(), union).prop_map(|(result, target, key, range_end, target_union)| {
+        pb::Compare { result, target, key, range_end, target_union }
+    })
+}
+
+/// Duplicate keys included, which services refuse: apply has to stay consistent whatever is in the log.
+fn txn(depth: u32) -> BoxedStrategy<pb::TxnRequest> {
+    let branch = || prop::collection::vec(op(depth), 0..4);
+    (prop::collection::vec(compare(), 0..3), branch(), branch())
+        .prop_map(|(compare, success, failure)| pb::TxnRequest { compare, success, failure })
+        .boxed()
+}
+
+fn op(depth: u32) -> BoxedStrategy<pb::RequestOp> {
+    let simple = prop_oneof![
+        range().prop_map(Op::RequestRange),
+        put().prop_map(Op::RequestPut),
+        delete().prop_map(Op::RequestDeleteRange),
+    ];
+    let any = if depth == 0 {
+        simple.boxed()
+    } else {
+        prop_oneof![4 => simple, 1 => txn(depth - 1).prop_map(Op::RequestTxn)].boxed()
+    };
+    any.prop_map(|request| pb::RequestOp { request: Some(request) }).boxed()
+}

@@ -1,0 +1,140 @@
+//! What one caller cannot show: many at once, callers that go away, time.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use daymark_api::etcdserverpb as pb;
+use daymark_server::request::{Context, Reply, Request, Sink, Taken};
+use daymark_server::services::Door;
+use futures_util::FutureExt;
+use futures_util::future::join_all;
+use futures_util::stream;
+use prost::Message;
+use std::task::Waker;
+
+use crate::member::TestMember;
+
+fn put(key: String) -> Request {
+    Request::Put(pb::PutRequest { key: key.into(), value: "v".into(), ..Default::default() })
+}
+
+async fn revision(door: &Rc<Door>, request: Request) -> i64 {
+    match door.call(Context::default(), request).await {
+        Ok(Reply::Put(put)) => put.header.expect("a header").revision,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn many_callers_share_log_entries_and_each_gets_its_own_revision() {
+    let member = TestMember::new();
+    let before = member.door.views().applied_index();
+    let mut revisions = member.wait(async |door| {
+        join_all((0..3000).map(|n| {
+            let door = door.clone();
+            async move { revision(&door, put(format!("k{n:04}"))).await }
+        }))
+        .await
+    });
+    let in_order = revisions.is_sorted();
+    revisions.sort_unstable();
+    assert_eq!(revisions, (2..3002).collect::<Vec<_>>());
+    assert!(in_order, "commands of one thread are applied in the order in which they were given");
+    let entries = member.door.views().applied_index() - before;
+    assert!(entries < 20, "3000 puts took {entries} log entries");
+    member.stop();
+}
+
+#[test]
+fn a_caller_that_goes_away_changes_nothing_for_the_others() {
+    let member = TestMember::new();
+    let last = member.wait(async |door| {
+        for round in 0..50 {
+            let mut gone = Box::pin(door.call(Context::default(), put(format!("gone{round}"))));
+            assert!((&mut gone).now_or_never().is_none(), "it has to be committed first");
+            let stays = revision(&door, put("stays".into()));
+            drop(gone);
+            assert_eq!(stays.await, 3 + 2 * round, "what has gone was proposed before and still takes effect");
+        }
+        revision(&door, put("last".into())).await
+    });
+    assert_eq!(last, 102);
+    member.stop();
+}
+
+#[test]
+fn headers_name_the_cluster_the_member_and_the_term() {
+    let member = TestMember::new();
+    let header = member.wait(async |door| match door.call(Context::default(), put("k".into())).await {
+        Ok(Reply::Put(put)) => put.header,
+        other => panic!("{other:?}"),
+    });
+    let header = header.expect("a header");
+    assert_eq!((header.cluster_id, header.member_id), (crate::member::CLUSTER, crate::member::MEMBER));
+    assert!(header.raft_term > 0);
+    member.stop();
+}
+
+/// The one test here that waits for a clock: the shortest lease lives two seconds.
+#[test]
+fn a_lease_that_is_not_renewed_ends_with_its_keys_and_one_that_is_renewed_stays() {
+    let member = TestMember::new();
+    member.wait(async |door| {
+        for id in [1, 2] {
+            let grant = pb::LeaseGrantRequest { id, ttl: 2 };
+            door.call(Context::default(), Request::LeaseGrant(grant)).await.expect("a lease");
+            let put = pb::PutRequest { key: format!("k{id}").into(), lease: id, ..Default::default() };
+            revision(&door, Request::Put(put)).await;
+        }
+        let begin = Instant::now();
+        let renewed = async {
+            let mut ended_after = None;
+            while begin.elapsed() < Duration::from_secs(5) {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                let request = pb::LeaseKeepAliveRequest { id: 2 };
+                let kept = door.keep_alive(&Context::default(), request).await.expect("it leads");
+                assert_eq!(kept.ttl, 2);
+                let get = pb::RangeRequest { key: "k1".into(), range_end: "k3".into(), ..Default::default() };
+                let Ok(Reply::Range(left)) = door.call(Context::default(), Request::Range(get)).await else {
+                    panic!("no answer")
+                };
+                let keys: Vec<_> = left.kvs.iter().map(|kv| kv.key.clone()).collect();
+                assert!(keys.contains(&"k2".into()), "renewed, and gone after {:?}", begin.elapsed());
+                if keys.len() == 1 && ended_after.is_none() {
+                    ended_after = Some(begin.elapsed());
+                }
+            }
+            ended_after.expect("the lease that nobody renews has ended")
+        };
+        let ended_after = tokio::select! {
+            ended_after = renewed => ended_after,
+            () = door.run_lessor() => panic!("the lessor has stopped"),
+        };
+        // Leadership began before the lease was granted, so no grace; the lessor looks every half second.
+        assert!(ended_after >= Duration::from_millis(1950), "{ended_after:?}");
+        assert!(ended_after < Duration::from_millis(4000), "{ended_after:?}");
+        let request = pb::LeaseKeepAliveRequest { id: 1 };
+        assert_eq!(door.keep_alive(&Context::default(), request).await.expect("it leads").ttl, 0);
+    });
+    member.stop();
+}
+
+#[test]
+fn a_keep_alive_stream_answers_each_message_and_ends_with_its_requests() {
+    let member = TestMember::new();
+    let sink = Sink::new(1 << 20);
+    member.wait(async |door| {
+        let grant = pb::LeaseGrantRequest { id: 7, ttl: 60 };
+        door.call(Context::default(), Request::LeaseGrant(grant)).await.expect("a lease");
+        let requests = [7, 8, 7].map(|id| Ok(pb::LeaseKeepAliveRequest { id }));
+        door.lease_keep_alive(Context::default(), stream::iter(requests), sink.clone()).await;
+    });
+    for (id, ttl) in [(7, 60), (8, 0), (7, 60)] {
+        let Taken::Message(parts) = sink.take(Waker::noop()) else { panic!("an answer is missing") };
+        let response = pb::LeaseKeepAliveResponse::decode(&parts.concat()[..]).expect("a response");
+        assert_eq!((response.id, response.ttl), (id, ttl));
+        assert!(response.header.is_some_and(|header| header.member_id == crate::member::MEMBER));
+    }
+    assert!(matches!(sink.take(Waker::noop()), Taken::End(Ok(()))));
+    member.stop();
+}

@@ -1,0 +1,169 @@
+//! The same log gives the same state and the same answers: however its entries are grouped into write batches, and
+//! after a crash that has lost what was not flushed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use daymark_raft::{AppliedProgress, Committed, EntryBody};
+use daymark_server::apply::Applier;
+use daymark_server::mailbox::{CommandResult, Mailbox, ReplyTo};
+use daymark_server::state::lease;
+use daymark_server::views::Views;
+use daymark_storage::LogId;
+use daymark_storage::backend::{Family, MemBackend, Span};
+use daymark_storage::mvcc::Keyspace;
+use proptest::prelude::*;
+
+use crate::commands::{Generated, command};
+
+/// Apply without its thread, and what it needs.
+struct Machine {
+    backend: Arc<MemBackend>,
+    mailbox: Arc<Mailbox>,
+    views: Arc<Views>,
+    applier: Applier,
+}
+
+type Rows = BTreeMap<(u8, Vec<u8>), Vec<u8>>;
+
+impl Machine {
+    fn open(backend: Arc<MemBackend>) -> Self {
+        let mailbox = Mailbox::new(1 << 20);
+        let (keyspace, writer) = Keyspace::open(backend.clone()).expect("the keyspace opens");
+        let views = Views::new(keyspace, 1, 1, vec![mailbox.clone()]);
+        let applier = Applier::open(writer, views.clone(), AppliedProgress::default()).expect("the state opens");
+        Self { backend, mailbox, views, applier }
+    }
+
+    /// Entry `index` carries `commands`.
+    fn entry(&self, index: u64, commands: &[Generated]) -> Committed {
+        let mut bytes = BytesMut::new();
+        commands.iter().for_each(|command| command.append(&mut bytes));
+        let waiter = Box::new(ReplyTo { mailbox: self.mailbox.clone(), batch: index });
+        let body = EntryBody::Commands { bytes: bytes.freeze(), waiter: Some(waiter) };
+        Committed { id: LogId { term: 1, index }, body }
+    }
+
+    fn answers(&self) -> Vec<CommandResult> {
+        let mut answers = Vec::new();
+        while let Some(replies) = self.mailbox.pop_replies() {
+            answers.extend(replies.results.expect("nothing fails"));
+        }
+        answers
+    }
+
+    /// Every row but the position, which names the log entry.
+    fn rows(&self) -> Rows {
+        let mut rows = Rows::new();
+        for family in Family::ALL {
+            let span = Span { start: b"", end: None };
+            let visit = &mut |key: &[u8], value: &[u8]| {
+                rows.insert((family as u8, key.to_vec()), value.to_vec());
+                ControlFlow::Continue(())
+            };
+            daymark_storage::backend::for_each(&*self.backend, family, span, visit).expect("maps can be read");
+        }
+        rows.remove(&(Family::Meta as u8, daymark_storage::mvcc::layout::POSITION_KEY.to_vec()));
+        rows
+    }
+
+    /// A key's lease and the lease's keys say the same.
+    fn check_attachments(&self) {
+        let keyspace = &self.views.keyspace;
+        let read = keyspace.read(0).expect("the current revision");
+        let mut by_key = BTreeSet::new();
+        let all = daymark_storage::mvcc::KeyRange::all();
+        read.for_each(&all, &mut |key, kv| {
+            if kv.lease != 0 {
+                by_key.insert((kv.lease, Bytes::copy_from_slice(key)));
+            }
+            ControlFlow::Continue(())
+        })
+        .expect("it can be read");
+        let mut by_lease = BTreeSet::new();
+        let mut ids = Vec::new();
+        lease::scan_records(keyspace, &mut |fact| ids.push(fact.id)).expect("records");
+        for id in ids {
+            let keys = lease::attached_keys(keyspace, id).expect("rows");
+            by_lease.extend(keys.into_iter().map(|key| (id, key)));
+        }
+        assert_eq!(by_key, by_lease);
+        let rows =
+            self.rows().into_keys().filter(|(family, key)| *family == Family::Lease as u8 && key[0] == 1).count();
+        assert_eq!(rows, by_lease.len(), "attachments of leases that do not exist");
+    }
+}
+
+fn text(answers: &[CommandResult]) -> Vec<String> {
+    answers.iter().map(|answer| format!("{answer:?}")).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn state_and_answers_do_not_depend_on_how_commands_are_grouped(
+        commands in prop::collection::vec(command(), 1..60),
+        cuts in prop::collection::vec((1..6usize, any::<bool>()), 60),
+    ) {
+        let mut one_by_one = Machine::open(MemBackend::new());
+        for (index, command) in commands.iter().enumerate() {
+            let entry = one_by_one.entry(index as u64 + 1, std::slice::from_ref(command));
+            one_by_one.applier.step([entry]).expect("applied");
+        }
+        let mut grouped = Machine::open(MemBackend::new());
+        let (mut rest, mut index, mut entries) = (&commands[..], 0, Vec::new());
+        for (count, ends_step) in cuts {
+            let (group, behind) = rest.split_at(count.min(rest.len()));
+            (rest, index) = (behind, index + 1);
+            entries.push(grouped.entry(index, group));
+            if ends_step || rest.is_empty() {
+                grouped.applier.step(entries.drain(..)).expect("applied");
+            }
+        }
+        prop_assert!(rest.is_empty() && entries.is_empty());
+        prop_assert_eq!(text(&one_by_one.answers()), text(&grouped.answers()));
+        prop_assert_eq!(one_by_one.rows(), grouped.rows());
+        let (a, b) = (&one_by_one.views.keyspace, &grouped.views.keyspace);
+        prop_assert_eq!(a.current_revision(), b.current_revision());
+        prop_assert_eq!(a.compact_revision(), b.compact_revision());
+        grouped.check_attachments();
+    }
+
+    #[test]
+    fn a_replay_after_a_crash_gives_what_was_there_before(
+        commands in prop::collection::vec(command(), 1..60),
+        flushed in 0..60usize,
+    ) {
+        let mut machine = Machine::open(MemBackend::new());
+        let flushed = flushed.min(commands.len());
+        for (index, command) in commands.iter().enumerate() {
+            if index == flushed {
+                machine.views.keyspace.flush().expect("flushed");
+            }
+            let entry = machine.entry(index as u64 + 1, std::slice::from_ref(command));
+            machine.applier.step([entry]).expect("applied");
+        }
+        let before = machine.rows();
+        let answers = machine.answers();
+
+        let mut again = Machine::open(machine.backend.crash());
+        let durable = again.applier.applied().id.map_or(0, |id| id.index) as usize;
+        if flushed < commands.len() {
+            prop_assert_eq!(durable, flushed);
+        }
+        // The log may hand entries out that are applied already.
+        let from = durable.saturating_sub(3);
+        for (index, command) in commands.iter().enumerate().skip(from) {
+            let entry = again.entry(index as u64 + 1, std::slice::from_ref(command));
+            again.applier.step([entry]).expect("applied");
+        }
+        prop_assert_eq!(again.rows(), before);
+        prop_assert_eq!(text(&again.answers()), text(&answers[durable..]));
+        prop_assert_eq!(&**again.views.alarms.load(), &**machine.views.alarms.load());
+        prop_assert_eq!(again.views.keyspace.current_revision(), machine.views.keyspace.current_revision());
+        again.check_attachments();
+    }
+}
