@@ -3,11 +3,14 @@
 set -euo pipefail
 log=$1
 
-results() { grep -E '^test result: ' "$log" || true; }
+# total WORD: the numbers before that word in the result lines, added up.
+total() {
+    awk -v word="$1" '/^test result: / { for (i = 2; i <= NF; i++) if ($i ~ "^" word) sum += $(i - 1) } END { print sum + 0 }' "$log"
+}
 
-passed=$(results | grep -oE '[0-9]+ passed' | awk '{ total += $1 } END { print total + 0 }')
-failed=$(results | grep -oE '[0-9]+ failed' | awk '{ total += $1 } END { print total + 0 }')
-ignored=$(results | grep -oE '[0-9]+ ignored' | awk '{ total += $1 } END { print total + 0 }')
+passed=$(total passed)
+failed=$(total failed)
+ignored=$(total ignored)
 skips=$(grep -E '^skipped: ' "$log" || true)
 # A test may name several missing things; it is one test all the same.
 skipped=$(printf '%s' "$skips" | sed -n 's/^skipped: \([^:]*\):.*/\1/p' | sort -u | wc -l)
