@@ -4,5 +4,6 @@ mod commands;
 mod door;
 mod language;
 mod member;
+mod process;
 mod replay;
 mod scripts;
