@@ -94,7 +94,6 @@ fn member(mut given: flags::Given) -> ExitCode {
         Ok(signals) => signals,
         Err(error) => return refuse(&format!("{error:#}"), "see the limits of this process"),
     };
-    log_start(&config);
     let server = match Server::start(&config, Arc::new(stop_at_once)) {
         Ok(server) => server,
         Err(error) => return refuse(&error.cause, &error.remedy),
@@ -104,22 +103,6 @@ fn member(mut given: flags::Given) -> ExitCode {
     tracing::info!(signal = signal_name(number), "received signal; shutting down");
     server.stop();
     die_by(number)
-}
-
-fn log_start(config: &Config) {
-    tracing::info!(
-        name = config.name,
-        data_dir = %config.data_dir.display(),
-        etcd_version = ETCD_VERSION,
-        daymark_version = VERSION,
-        listen_client_urls = ?config.listen_client.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        listen_peer_urls = ?config.listen_peer.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        advertise_client_urls = ?config.advertise_client.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        initial_cluster_token = config.cluster_token,
-        quota_backend_bytes = config.quota_backend_bytes.unwrap_or(0),
-        unsafe_no_fsync = config.unsafe_no_fsync,
-        "starting a member"
-    );
 }
 
 /// One line with cause and remedy; exit code 1.

@@ -25,7 +25,7 @@ use daymark_storage::{LogId, StorageError};
 use sha1::{Digest, Sha1};
 
 use crate::apply::{self, Applier};
-use crate::command::{LeaseExpire, MemberAttributes};
+use crate::command::MemberAttributes;
 use crate::config::Config;
 use crate::config::values::Url;
 use crate::error::Error;
@@ -105,6 +105,7 @@ impl Server {
         let lock = lock_data_dir(&*disk, &config.data_dir)?;
         let net_threads = net_threads(config);
         let memory = limits::split_memory(memory_budget(config), net_threads);
+        log_start(config);
         let storage = Storage::open(config, disk.clone(), identity, &memory)?;
 
         let mailboxes: Vec<_> = (0..net_threads).map(|_| Mailbox::new(limits::APPLIED_BYTES_MAX)).collect();
@@ -190,6 +191,23 @@ impl Listeners {
         }
         net.listen(self.0);
     }
+}
+
+/// Once nothing that a user could have got wrong is left, so that a refused start is one line.
+fn log_start(config: &Config) {
+    tracing::info!(
+        name = config.name,
+        data_dir = %config.data_dir.display(),
+        etcd_version = crate::ETCD_VERSION,
+        daymark_version = crate::VERSION,
+        listen_client_urls = ?texts(&config.listen_client),
+        listen_peer_urls = ?texts(&config.listen_peer),
+        advertise_client_urls = ?texts(&config.advertise_client),
+        initial_cluster_token = config.cluster_token,
+        quota_backend_bytes = config.quota_backend_bytes.unwrap_or(0),
+        unsafe_no_fsync = config.unsafe_no_fsync,
+        "starting an etcd server"
+    );
 }
 
 /// Everything below apply and raft.
@@ -426,11 +444,7 @@ async fn first_thread_work(
 ) {
     // Nobody listens any more only if the start has been given up.
     let _ = published.send(front.door.publish_attributes(&attributes).await);
-    let member = front.door.member().clone();
-    let propose = async |leases: LeaseExpire| {
-        front.door.propose_own(crate::command::Kind::LeaseExpire, &leases).await.map(|_| ())
-    };
-    lessor::run(member.lessor.clone(), member.raft.clone(), propose, member.on_fatal.clone()).await;
+    front.door.run_lessor().await;
 }
 
 async fn compact_by(plan: compactor::Plan, front: Rc<Front>) {

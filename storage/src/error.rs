@@ -30,7 +30,7 @@ pub enum StorageError {
     #[error("backend: {what}")]
     Backend { what: String },
     /// Another process holds the directory.
-    #[error("{} is in use by another process: stop it or choose another --data-dir", path.display())]
+    #[error("{} is in use by another process", path.display())]
     InUse { path: PathBuf },
     /// The directory or file is of another program or format version.
     #[error("{} is not usable: {what}", path.display())]
