@@ -19,8 +19,17 @@ impl Door {
         if !request.serializable {
             self.read_barrier().await?;
         }
-        let mut response = self.read_range(self.keyspace().read(request.revision)?, request).await?;
-        response.header = header(self.keyspace().current_revision());
+        // Who lists goes on to watch from the header's revision + 1: a header newer than the data would hide what
+        // happened between. So it is taken first, and what is read is as of then.
+        let now = self.keyspace().read(0)?;
+        let current = now.revision();
+        let view = match request.revision {
+            ..=0 => now,
+            revision if revision > current => return Err(Error::FutureRevision),
+            revision => self.keyspace().read(revision)?,
+        };
+        let mut response = self.read_range(view, request).await?;
+        response.header = header(current);
         Ok(response)
     }
 
