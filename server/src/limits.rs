@@ -70,6 +70,9 @@ pub const LEASE_CHANGES_MAX: usize = 65_536;
 /// Bytes of pairs that a Range reads on the net thread; longer ones go to the pool.
 pub const RANGE_INLINE_BYTES_MAX: usize = 32 << 10;
 
+/// How often a read of the current revision begins, if history is dropped under it each time.
+pub const READ_TRIES_MAX: usize = 8;
+
 /// Log bytes applied but not durable in the backend, above which a flush is asked for: bounds the replay after a crash.
 pub const REPLAY_BYTES_MAX: u64 = 32 << 20;
 /// How often the upkeep looks at what is durable.

@@ -87,6 +87,39 @@ fn a_list_shows_everything_up_to_the_revision_in_its_header() {
     member.stop();
 }
 
+/// Only who names a revision can find it compacted.
+#[test]
+fn a_read_of_what_is_current_is_not_told_that_it_has_been_compacted() {
+    let member = TestMember::new();
+    member.wait(async |door| {
+        let range = pb::request_op::Request::RequestRange(long_list());
+        let txn =
+            pb::TxnRequest { success: vec![pb::RequestOp { request: Some(range.clone()) }], ..Default::default() };
+        let mut old = put_long_list(&door, b'a').await;
+        for (fill, read) in [(b'b', Request::Range(long_list())), (b'c', Request::Txn(txn))] {
+            let changed = async || {
+                old = put_long_list(&door, fill).await;
+                let compact = pb::CompactionRequest { revision: old, physical: false };
+                door.call(Context::default(), Request::Compact(compact)).await.expect("compacted");
+                door.views().keyspace.drop_history().expect("dropped");
+            };
+            let list = match while_it_waits_for_the_pool(&door, read, changed).await {
+                Ok(Reply::Range(list)) => list,
+                Ok(Reply::Txn(mut txn)) => match txn.responses.pop().and_then(|response| response.response) {
+                    Some(pb::response_op::Response::ResponseRange(list)) => list,
+                    other => panic!("{other:?}"),
+                },
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(list.header.expect("a header").revision, old);
+            assert!(list.kvs.len() == LONG && list.kvs.iter().all(|kv| kv.value[0] == fill));
+        }
+        let named = pb::RangeRequest { revision: old - 1, ..long_list() };
+        assert_eq!(door.call(Context::default(), Request::Range(named)).await.err(), Some(Error::Compacted));
+    });
+    member.stop();
+}
+
 #[test]
 fn many_callers_share_log_entries_and_each_gets_its_own_revision() {
     let member = TestMember::new();
