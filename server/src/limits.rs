@@ -7,6 +7,10 @@ use std::time::Duration;
 
 /// What a message may be larger than the request in it, as in etcd.
 pub const MESSAGE_OVERHEAD_BYTES: usize = 512 * 1024;
+/// Largest value of `--max-request-bytes`: a request and what shares its command batch fit into one log entry.
+pub const REQUEST_BYTES_MAX: usize = 30 << 20;
+/// Above it the member warns at start, as etcd does.
+pub const REQUEST_BYTES_RECOMMENDED: usize = 10 << 20;
 /// Largest response that protobuf's receivers accept: 2^31 - 1.
 pub const RESPONSE_BYTES_MAX: usize = i32::MAX as usize;
 /// Size limit of the data if none is given.
