@@ -7,6 +7,7 @@ use daymark_storage::mvcc::{KeyRange, KeyValue, RangeEnd, RangeOptions, RangeRes
 use daymark_api::etcdserverpb as pb;
 use daymark_api::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use daymark_api::etcdserverpb::range_request::{SortOrder, SortTarget};
+use daymark_api::etcdserverpb::request_op::Request as Op;
 use daymark_api::mvccpb;
 
 /// What a query is answered from.
@@ -154,6 +155,15 @@ pub fn check_revision_in_txn(revision: i64, current_revision: i64, compact_revis
         revision if revision < compact_revision => Err(ReadError::Compacted),
         _ => Ok(()),
     }
+}
+
+/// Whether any branch, at any depth, holds a put.
+pub fn contains_put(request: &pb::TxnRequest) -> bool {
+    request.success.iter().chain(&request.failure).any(|op| match &op.request {
+        Some(Op::RequestPut(_)) => true,
+        Some(Op::RequestTxn(nested)) => contains_put(nested),
+        _ => false,
+    })
 }
 
 /// A pair as it goes on the wire.

@@ -12,8 +12,8 @@ use prost::Message;
 use rustc_hash::FxBuildHasher;
 
 use crate::error::Error;
+use crate::query::contains_put;
 use crate::request::Request;
-use crate::state::txn::contains_put;
 
 /// Whether the request may add data to the store: what a full disk refuses.
 pub fn adds_data(request: &Request) -> bool {
