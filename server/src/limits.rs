@@ -74,6 +74,16 @@ pub const LEASE_CHANGES_MAX: usize = 65_536;
 /// Bytes of pairs that a Range reads on the net thread; longer ones go to the pool.
 pub const RANGE_INLINE_BYTES_MAX: usize = 32 << 10;
 
+/// What such a Range reads at once, before it looks whether its caller is still there.
+pub const RANGE_PIECE_BYTES: usize = 256 << 10;
+/// Threads of the blocking pool of one net thread.
+pub const POOL_THREADS: usize = 4;
+/// Reads on the pool of one net thread. One thread is left for watchers that catch up.
+pub const POOL_READS_MAX: usize = POOL_THREADS - 1;
+/// Requests of one net thread that wait for the pool; more are refused.
+pub const POOL_WAITERS_MAX: usize = 4096;
+/// How long a net thread waits at its end for what the pool still does.
+pub const POOL_STOP_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a read of the current revision begins, if history is dropped under it each time.
 pub const READ_TRIES_MAX: usize = 8;
 

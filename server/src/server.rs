@@ -384,6 +384,7 @@ fn start_net(parts: &Parts<'_>) -> std::io::Result<Result<NetThreads, StartError
     let net_threads = views.mailboxes.len();
     let settings = Settings {
         max_request_bytes: config.max_request_bytes,
+        response_bytes_max: limits::RESPONSE_BYTES_MAX,
         max_txn_ops: config.max_txn_ops,
         election: config.election,
         quota_bytes: config.quota_backend_bytes.map_or(0, |bytes| bytes as i64),
