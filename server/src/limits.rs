@@ -92,9 +92,16 @@ pub const REPLAY_BYTES_MAX: u64 = 32 << 20;
 /// How often the upkeep looks at what is durable.
 pub const UPKEEP_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Free space below which writes that add data are refused: a segment of the log, a flush of the memtables, and what
-/// arrives until the next look.
-pub const DISK_RESERVE_BYTES: u64 = 256 << 20;
+/// How often free space is looked at: what arrives until the next look has to fit into the reserve.
+pub const ROOM_INTERVAL: Duration = Duration::from_millis(100);
+/// Free space below which writes that add data are refused: this part of the volume (5 %), but within the bounds below.
+pub const DISK_RESERVE_SHARE: u64 = 20;
+/// A segment of the log, a flush of the memtables, some merging, and what arrives until the next look.
+pub const DISK_RESERVE_BYTES_MIN: u64 = 256 << 20;
+/// More is not needed on a large volume.
+pub const DISK_RESERVE_BYTES_MAX: u64 = 1 << 30;
+/// Free space below which deletes are refused as well, as they add to history: what compaction needs to free some.
+pub const DISK_HARD_RESERVE_BYTES: u64 = 128 << 20;
 
 /// How often the lessor looks for leases whose time is over.
 pub const LEASE_CHECK_INTERVAL: Duration = Duration::from_millis(500);

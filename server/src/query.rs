@@ -175,6 +175,15 @@ pub fn contains_put(request: &pb::TxnRequest) -> bool {
     })
 }
 
+/// Whether any branch, at any depth, holds a put or a delete.
+pub fn contains_write(request: &pb::TxnRequest) -> bool {
+    request.success.iter().chain(&request.failure).any(|op| match &op.request {
+        Some(Op::RequestPut(_) | Op::RequestDeleteRange(_)) => true,
+        Some(Op::RequestTxn(nested)) => contains_write(nested),
+        _ => false,
+    })
+}
+
 /// A pair as it goes on the wire.
 pub fn pair(kv: KeyValue) -> mvccpb::KeyValue {
     mvccpb::KeyValue {

@@ -2,7 +2,7 @@
 //! leases. Readers load; only apply stores. Nothing here is a lock.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use crossbeam_queue::ArrayQueue;
@@ -14,6 +14,28 @@ use daymark_api::etcdserverpb as pb;
 use crate::limits;
 use crate::mailbox::Mailbox;
 use crate::state::lease::LeaseChange;
+
+/// How much room the disks have for more writes, best first.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Room {
+    /// Everything is served.
+    Ample = 0,
+    /// What adds data is refused; deletes go on.
+    Scarce = 1,
+    /// Deletes are refused as well, and leases do not end: they add to history. Reads, keepalives and compaction go on.
+    Spent = 2,
+}
+
+impl Room {
+    fn from_u8(value: u8) -> Self {
+        match value {
+            0 => Self::Ample,
+            1 => Self::Scarce,
+            _ => Self::Spent,
+        }
+    }
+}
 
 /// The published state of one member. Shared by all threads behind one `Arc`.
 pub struct Views {
@@ -29,8 +51,8 @@ pub struct Views {
     applied_term: AtomicU64,
     /// Bytes of commands applied since the start; only grows.
     applied_bytes: AtomicU64,
-    /// The disk has room for more writes; kept up by the upkeep.
-    has_room: AtomicBool,
+    /// A [`Room`].
+    room: AtomicU8,
     /// What happened to leases, for the lessor.
     pub leases: LeaseFeed,
     /// Active alarms, ordered by member and type.
@@ -50,7 +72,7 @@ impl Views {
             applied_index: AtomicU64::new(0),
             applied_term: AtomicU64::new(0),
             applied_bytes: AtomicU64::new(0),
-            has_room: AtomicBool::new(true),
+            room: AtomicU8::new(Room::Ample as u8),
             leases: LeaseFeed::new(limits::LEASE_CHANGES_MAX),
             alarms: ArcSwap::default(),
             members: ArcSwap::default(),
@@ -67,14 +89,14 @@ impl Views {
         self.applied_term.load(Ordering::Relaxed)
     }
 
-    /// Whether the disk has room for writes that add data.
-    pub fn has_room(&self) -> bool {
-        self.has_room.load(Ordering::Relaxed)
+    /// How much room the disks have.
+    pub fn room(&self) -> Room {
+        Room::from_u8(self.room.load(Ordering::Relaxed))
     }
 
-    /// Upkeep only: whether the disk has room; true if that is news.
-    pub fn set_room(&self, has_room: bool) -> bool {
-        self.has_room.swap(has_room, Ordering::Relaxed) != has_room
+    /// Whoever looks at the disks: how much room they have. Returns what was known before.
+    pub fn set_room(&self, room: Room) -> Room {
+        Room::from_u8(self.room.swap(room as u8, Ordering::Relaxed))
     }
 
     /// Bytes of commands applied since the start.

@@ -187,7 +187,8 @@ impl Door {
 
     async fn answer(&self, context: Context, request: Request) -> Result<Reply, Error> {
         self.check_context(&context)?;
-        self.check_room(&request)?;
+        // Before the request's own checks, as etcd's quota.
+        check::room(&request, self.member.views.room())?;
         self.check_request(&request)?;
         let identity = authorize(&context, &request)?;
         let mut reply = match request {
@@ -255,15 +256,6 @@ impl Door {
             Request::Txn(txn) => check::txn(txn, self.member.settings.max_txn_ops),
             _ => Ok(()),
         }
-    }
-
-    /// Refuses what would add data while the disk is nearly full; the rest, and compaction above all, goes on. Comes
-    /// before the request's own checks, as etcd's quota does.
-    fn check_room(&self, request: &Request) -> Result<(), Error> {
-        if self.member.views.has_room() || !check::adds_data(request) {
-            return Ok(());
-        }
-        Err(Error::NoSpace)
     }
 
     fn keyspace(&self) -> &Keyspace {
