@@ -194,7 +194,8 @@ fn a_full_disk_puts_deletes_and_the_end_of_leases_off_and_no_more() {
             other => panic!("{other:?}"),
         };
         let over = async {
-            tokio::time::sleep(Duration::from_millis(3100)).await;
+            // Longer than its time, a grace and a look of the lessor.
+            tokio::time::sleep(Duration::from_millis(4200)).await;
             assert_eq!(leases().await, 1, "its end would add to history");
             views.set_room(Room::Scarce);
             while leases().await > 0 {
