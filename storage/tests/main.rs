@@ -4,3 +4,8 @@ mod backend;
 mod disk;
 mod mvcc;
 mod wal;
+
+/// As in the server, so that what is measured of memory is what it takes.
+#[cfg(feature = "rocksdb")]
+#[global_allocator]
+static ALLOCATOR: daymark_storage::Jemalloc = daymark_storage::Jemalloc;

@@ -173,16 +173,14 @@ impl Backend for RocksBackend {
         Ok(Box::new(cursor))
     }
 
-    fn write(&self, batch: &WriteBatch) -> Result<()> {
+    fn write(&self, batch: &mut WriteBatch) -> Result<()> {
         // Per change: a tag, the family's number and two lengths.
         let mut native = rocksdb::WriteBatch::with_capacity_bytes(batch.byte_len() + 12 * batch.len() + 16);
         let families = Family::ALL.map(|family| self.family(family));
-        for (family, key, value) in batch.changes() {
-            match value {
-                Some(value) => native.put_cf(&families[family as usize], key, value),
-                None => native.delete_cf(&families[family as usize], key),
-            }
-        }
+        batch.drain(|(family, key, value)| match value {
+            Some(value) => native.put_cf(&families[family as usize], key, value),
+            None => native.delete_cf(&families[family as usize], key),
+        });
         self.db.write_opt(native, &self.write).map_err(|error| explain(&self.dir, error))
     }
 

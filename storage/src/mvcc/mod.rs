@@ -30,7 +30,7 @@ pub use history::HistoryChunk;
 pub use range::{KeyRange, RangeEnd, RangeOptions, RangeResult};
 pub use read::{KvRef, ReadTxn};
 pub use revision::Revision;
-pub use write::{TxnChanges, WriteTxn, Writer};
+pub use write::{TxnChanges, TxnOptions, WriteTxn, Writer};
 
 use layout::Position;
 
@@ -236,7 +236,7 @@ fn check_format(backend: &dyn Backend) -> Result<()> {
     }
     let mut batch = WriteBatch::default();
     batch.put(Family::Meta, layout::FORMAT_KEY, &layout::FORMAT_VERSION.to_le_bytes());
-    backend.write(&batch)
+    backend.write(&mut batch)
 }
 
 /// The newest undo record is of the current revision: otherwise the families are of different moments.
