@@ -185,6 +185,48 @@ fn an_open_read_is_told_when_its_history_is_dropped() {
 }
 
 #[test]
+fn a_read_of_the_current_revision_is_not_told_of_compactions() {
+    let (_, keyspace, mut writer) = new();
+    put(&mut writer, "a", "1");
+    commit(&mut writer, 1);
+    let mut index = 1;
+    // A write and a compaction at its revision, history gone with it.
+    let mut compact = || {
+        index += 1;
+        let revision = put(&mut writer, "a", "newer");
+        writer.compact(revision).unwrap();
+        commit(&mut writer, index);
+        keyspace.drop_history().unwrap();
+    };
+    let mut seen = Vec::new();
+    let found = keyspace.read_current(|read| {
+        seen.push((read.revision(), read.is_outrun()));
+        (seen.len() < 3).then(&mut compact);
+        Ok((read.revision(), read.get(b"a")?.unwrap().value))
+    });
+    assert_eq!(found.unwrap(), (4, b("newer")));
+    assert_eq!(seen, [(2, false), (3, false), (4, false)]);
+
+    let mut reads = 0;
+    let outrun = keyspace.read_current(|read| {
+        reads += 1;
+        compact();
+        assert!(read.is_outrun());
+        read.count(&KeyRange::all())
+    });
+    assert!(matches!(outrun, Err(ReadError::Compacted)));
+    assert_eq!(reads, Keyspace::READ_CURRENT_TRIES);
+
+    // What is asked for beside it may well be compacted.
+    reads = 0;
+    let older = keyspace.read_current(|_| {
+        reads += 1;
+        keyspace.read(2)?.get(b"a")
+    });
+    assert!(matches!(older, Err(ReadError::Compacted)) && reads == 1);
+}
+
+#[test]
 fn history_is_dropped_only_below_a_durable_compact_revision() {
     let (backend, keyspace, mut writer) = new();
     put(&mut writer, "a", "1");
