@@ -3,7 +3,7 @@
 
 use daymark_tests::{
     etcd,
-    process::{Dialect, Program, Server},
+    process::{Program, Server},
     script::{self, Script, Side},
 };
 
