@@ -170,6 +170,24 @@ fn sigterm_ends_with_that_signal_and_loses_nothing() {
     assert_eq!(runtime().block_on(value(&server)), "kept");
 }
 
+/// As in etcd, the flags of a cluster's foundation have no effect on a member that has been founded.
+#[test]
+fn a_founded_member_ignores_founding_flags() {
+    let home = TempDir::new().expect("a temporary directory");
+    let dir = home.path().join("data");
+    let program = Program::daymark();
+    drop(used_directory(&program, &dir));
+    let founded = runtime().block_on(member_id(&Server::start_on(&program, &dir, &["--initial-cluster-token=other"])));
+    let server = Server::start_on(&program, &dir, &[]);
+    assert_eq!(runtime().block_on(member_id(&server)), founded, "the same member");
+    assert_eq!(runtime().block_on(value(&server)), "kept");
+}
+
+async fn member_id(server: &Server) -> u64 {
+    let client = Client::new(Config::new([server.endpoint()])).expect("a valid endpoint");
+    client.kv().get("key").await.expect("get").header.expect("a header").member_id
+}
+
 #[test]
 fn version_and_help_are_printed_and_succeed() {
     let binary = Program::daymark().binary;
