@@ -136,4 +136,9 @@ fn refused_watchers_are_told_on_their_stream() {
     let told = runtime().block_on(refusals::watch_refusals(&ours.endpoint()));
     assert!(expected.len() > 12, "the script says something: {expected:#?}");
     assert_eq!(told, expected);
+    if Program::daymark().dialect == Dialect::Daymark {
+        let told = runtime().block_on(refusals::watch_from_below_zero(&ours.endpoint()));
+        let refused = "-1: created true canceled true at 0: etcdserver: mvcc: required revision has been compacted";
+        assert_eq!(told, [refused]);
+    }
 }

@@ -1,6 +1,8 @@
 //! The backend on RocksDB; the only file that names it. Its own write-ahead log is off: the raft log is the log, and
 //! atomic flushes leave after a crash exactly the state of some earlier write batch.
 
+#![allow(clippy::disallowed_methods, reason = "RocksDB has its own files")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

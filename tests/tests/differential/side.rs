@@ -79,7 +79,7 @@ impl Side {
     pub async fn ask(&mut self, request: &Request) -> String {
         match timeout(ANSWER_MAX, self.answer(request.clone())).await {
             Ok(Ok(text)) => text,
-            Ok(Err(status)) => format!("{:?}: {}", status.code(), status.message()),
+            Ok(Err(status)) => level_error(request, &status),
             Err(_) => format!("no answer within {ANSWER_MAX:?}"),
         }
     }
@@ -263,6 +263,21 @@ fn first_difference(a: &Watched, b: &Watched) -> Option<String> {
         }
     }
     None
+}
+
+/// A transaction of which several steps are impossible: 3.5.1 looks at its puts first and at keys before leases, present
+/// etcd goes by the order of the steps and looks at leases first. One mistake at a time is in the refusals.
+fn level_error(request: &Request, status: &Status) -> String {
+    const IMPOSSIBLE: [&str; 4] = [
+        "etcdserver: key not found",
+        "etcdserver: requested lease not found",
+        "etcdserver: mvcc: required revision has been compacted",
+        "etcdserver: mvcc: required revision is a future revision",
+    ];
+    if matches!(request, Request::Txn(_)) && IMPOSSIBLE.contains(&status.message()) {
+        return "a step is impossible".to_owned();
+    }
+    format!("{:?}: {}", status.code(), status.message())
 }
 
 /// Equal elements of a sorted answer come in any order, and a limit picks any of them.
