@@ -94,9 +94,11 @@ impl Applier {
     }
 
     fn apply_entry(&mut self, entry: Committed) -> Result<()> {
-        if self.last.is_some_and(|last| entry.id.index <= last.index) {
-            // A replay that reaches back before the applied id does nothing twice.
-            return Ok(());
+        // Raft begins behind what `applied` told it. A gap would lose what was acknowledged, a repeat would do it twice;
+        // which entry comes first in an empty state is raft's own affair.
+        if let Some(last) = self.last.filter(|last| entry.id.index != last.index + 1) {
+            let what = format!("apply was given entry {} after entry {last}", entry.id);
+            return Err(StorageError::Invariant { what });
         }
         if !self.is_dirty {
             self.begin();

@@ -7,6 +7,10 @@ use std::time::Duration;
 
 /// What a message may be larger than the request in it, as in etcd.
 pub const MESSAGE_OVERHEAD_BYTES: usize = 512 * 1024;
+/// Largest value of `--max-request-bytes`: a request and what shares its command batch fit into one log entry.
+pub const REQUEST_BYTES_MAX: usize = 30 << 20;
+/// Above it the member warns at start, as etcd does.
+pub const REQUEST_BYTES_RECOMMENDED: usize = 10 << 20;
 /// Largest response that protobuf's receivers accept: 2^31 - 1.
 pub const RESPONSE_BYTES_MAX: usize = i32::MAX as usize;
 /// Size limit of the data if none is given.
@@ -69,6 +73,9 @@ pub const LEASE_CHANGES_MAX: usize = 65_536;
 
 /// Bytes of pairs that a Range reads on the net thread; longer ones go to the pool.
 pub const RANGE_INLINE_BYTES_MAX: usize = 32 << 10;
+
+/// How often a read of the current revision begins, if history is dropped under it each time.
+pub const READ_TRIES_MAX: usize = 8;
 
 /// Log bytes applied but not durable in the backend, above which a flush is asked for: bounds the replay after a crash.
 pub const REPLAY_BYTES_MAX: u64 = 32 << 20;

@@ -1,9 +1,12 @@
 //! What one caller cannot show: many at once, callers that go away, time.
 
 use std::rc::Rc;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use daymark_api::etcdserverpb as pb;
+use daymark_server::error::Error;
+use daymark_server::limits;
 use daymark_server::request::{Context, Reply, Request, Sink, Taken};
 use daymark_server::services::Door;
 use futures_util::FutureExt;
@@ -23,6 +26,98 @@ async fn revision(door: &Rc<Door>, request: Request) -> i64 {
         Ok(Reply::Put(put)) => put.header.expect("a header").revision,
         other => panic!("{other:?}"),
     }
+}
+
+/// More than a Range reads on the net thread.
+const LONG: usize = 3 * limits::RANGE_INLINE_BYTES_MAX / 1000;
+
+async fn put_long_list(door: &Rc<Door>, fill: u8) -> i64 {
+    let puts = (0..LONG).map(|n| {
+        let put =
+            pb::PutRequest { key: format!("list/{n:04}").into(), value: vec![fill; 1000].into(), ..Default::default() };
+        revision(door, Request::Put(put))
+    });
+    join_all(puts).await.into_iter().max().expect("some")
+}
+
+fn long_list() -> pb::RangeRequest {
+    pb::RangeRequest { key: "list/".into(), range_end: "list0".into(), ..Default::default() }
+}
+
+/// Runs `meanwhile` after `read` has been asked for and before the pool gets to it.
+async fn while_it_waits_for_the_pool(
+    door: &Rc<Door>,
+    read: Request,
+    meanwhile: impl AsyncFnOnce(),
+) -> Result<Reply, Error> {
+    let (release, held) = mpsc::channel::<()>();
+    let occupied = tokio::task::spawn_blocking(move || held.recv());
+    let mut read = Box::pin(door.call(Context::default(), read));
+    assert!((&mut read).now_or_never().is_none(), "it is read on the pool");
+    meanwhile().await;
+    release.send(()).expect("it is held");
+    let answer = read.await;
+    occupied.await.expect("no panic").expect("released");
+    answer
+}
+
+/// Who lists goes on to watch from the header's revision + 1.
+#[test]
+fn a_list_shows_everything_up_to_the_revision_in_its_header() {
+    let member = TestMember::new();
+    member.wait(async |door| {
+        let listed = put_long_list(&door, b'a').await;
+        let requests = [
+            long_list(),
+            pb::RangeRequest { limit: 5, ..long_list() },
+            pb::RangeRequest { count_only: true, ..long_list() },
+            pb::RangeRequest { revision: listed, ..long_list() },
+        ];
+        for (round, request) in requests.into_iter().enumerate() {
+            let (before, key) = (door.views().keyspace.current_revision(), format!("list/new{round}"));
+            let answer = while_it_waits_for_the_pool(&door, Request::Range(request.clone()), async || {
+                revision(&door, put(key)).await;
+            });
+            let Ok(Reply::Range(list)) = answer.await else { panic!("{request:?}") };
+            assert_eq!(list.header.expect("a header").revision, before, "{request:?}");
+            let keys = LONG + if request.revision > 0 { 0 } else { round };
+            assert_eq!(list.count, keys as i64, "{request:?}");
+        }
+    });
+    member.stop();
+}
+
+/// Only who names a revision can find it compacted.
+#[test]
+fn a_read_of_what_is_current_is_not_told_that_it_has_been_compacted() {
+    let member = TestMember::new();
+    member.wait(async |door| {
+        let range = pb::request_op::Request::RequestRange(long_list());
+        let txn =
+            pb::TxnRequest { success: vec![pb::RequestOp { request: Some(range.clone()) }], ..Default::default() };
+        let mut old = put_long_list(&door, b'a').await;
+        for (fill, read) in [(b'b', Request::Range(long_list())), (b'c', Request::Txn(txn))] {
+            let changed = async || {
+                old = put_long_list(&door, fill).await;
+                let compact = pb::CompactionRequest { revision: old, physical: false };
+                door.call(Context::default(), Request::Compact(compact)).await.expect("compacted");
+                door.views().keyspace.drop_history().expect("dropped");
+            };
+            let list = match while_it_waits_for_the_pool(&door, read, changed).await {
+                Ok(Reply::Range(list)) => list,
+                Ok(Reply::Txn(mut txn)) => match txn.responses.pop().and_then(|response| response.response) {
+                    Some(pb::response_op::Response::ResponseRange(list)) => list,
+                    other => panic!("{other:?}"),
+                },
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(list.header.expect("a header").revision, old);
+            assert!(list.kvs.len() == LONG && list.kvs.iter().all(|kv| kv.value[0] == fill));
+        }
+        let named = pb::RangeRequest { revision: old - 1, ..long_list() };
+        assert_eq!(door.call(Context::default(), Request::Range(named)).await.err(), Some(Error::Compacted));
+    });
+    member.stop();
 }
 
 #[test]

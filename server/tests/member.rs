@@ -83,7 +83,12 @@ impl TestMember {
         let facts_out = fatal_out.clone();
         let on_fatal = Arc::new(move |facts: &str| drop(facts_out.send(facts.to_string())));
         let door = Door::new(Arc::new(Member { views, raft, lessor, settings, on_fatal }), 0);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        // One thread for the pool: a test that occupies it decides when reads there begin.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .max_blocking_threads(1)
+            .build()
+            .expect("a runtime");
         let net = LocalSet::new();
         let running = door.clone();
         net.spawn_local(async move { running.run().await });

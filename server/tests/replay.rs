@@ -11,9 +11,9 @@ use daymark_server::apply::Applier;
 use daymark_server::mailbox::{CommandResult, Mailbox, ReplyTo};
 use daymark_server::state::lease;
 use daymark_server::views::Views;
-use daymark_storage::LogId;
 use daymark_storage::backend::{Family, MemBackend, Span};
 use daymark_storage::mvcc::Keyspace;
+use daymark_storage::{LogId, StorageError};
 use proptest::prelude::*;
 
 use crate::commands::{Generated, command};
@@ -96,6 +96,20 @@ impl Machine {
     }
 }
 
+#[test]
+fn an_entry_that_does_not_follow_the_last_one_stops_the_member() {
+    let mut machine = Machine::open(MemBackend::new());
+    machine.applier.step([7, 8].map(|index| machine.entry(index, &[]))).expect("any index may be the first");
+    let revision = machine.views.keyspace.current_revision();
+    for index in [10, 8, 7] {
+        let error = machine.applier.step([machine.entry(index, &[])]).expect_err("it does not follow");
+        let named = [8, index].map(|index| LogId { term: 1, index }.to_string());
+        assert!(matches!(error, StorageError::Invariant { .. }), "{error:?}");
+        assert!(named.iter().all(|id| error.to_string().contains(id)), "{error}");
+    }
+    assert_eq!((machine.views.applied_index(), machine.views.keyspace.current_revision()), (8, revision));
+}
+
 fn text(answers: &[CommandResult]) -> Vec<String> {
     answers.iter().map(|answer| format!("{answer:?}")).collect()
 }
@@ -154,9 +168,7 @@ proptest! {
         if flushed < commands.len() {
             prop_assert_eq!(durable, flushed);
         }
-        // The log may hand entries out that are applied already.
-        let from = durable.saturating_sub(3);
-        for (index, command) in commands.iter().enumerate().skip(from) {
+        for (index, command) in commands.iter().enumerate().skip(durable) {
             let entry = again.entry(index as u64 + 1, std::slice::from_ref(command));
             again.applier.step([entry]).expect("applied");
         }

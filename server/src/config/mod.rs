@@ -131,13 +131,13 @@ impl Config {
     /// Turns what was given into values, or says what is wrong and what to do. The texts returned beside are warnings,
     /// to be logged once logging stands.
     pub fn from_given(given: &Given) -> Result<(Self, Vec<String>), String> {
-        let warnings = refuse_and_warn(given)?;
+        let mut warnings = refuse_and_warn(given)?;
         check_choices(given)?;
         let name = given.text("name").to_owned();
         let advertise_peer = urls(given, "initial-advertise-peer-urls")?;
         let initial_cluster = initial_cluster(given, &name, &advertise_peer)?;
         let (heartbeat, election) = raft_times(given)?;
-        let max_request_bytes = number(given, "max-request-bytes")? as usize;
+        let max_request_bytes = max_request_bytes(given, &mut warnings)?;
         let config = Self {
             data_dir: match given.text("data-dir") {
                 "" => PathBuf::from(format!("{name}.etcd")),
@@ -335,6 +335,23 @@ fn quota(given: &Given) -> Result<Option<u64>, String> {
     })
 }
 
+/// What one log entry can hold, and a word of warning for what is long before that a burden.
+fn max_request_bytes(given: &Given, warnings: &mut Vec<String>) -> Result<usize, String> {
+    let (bytes, max) = (number(given, "max-request-bytes")?, limits::REQUEST_BYTES_MAX);
+    if bytes > max as u64 {
+        return Err(format!(
+            "--max-request-bytes={bytes} is more than one log entry takes; set at most {max} (30 MiB)"
+        ));
+    }
+    let recommended = limits::REQUEST_BYTES_RECOMMENDED;
+    if bytes > recommended as u64 {
+        warnings.push(format!(
+            "exceeded recommended request limit: --max-request-bytes={bytes}, recommended at most {recommended} (10 MiB)"
+        ));
+    }
+    Ok(bytes as usize)
+}
+
 fn transport(given: &Given, max_request_bytes: usize) -> Result<TransportOptions, String> {
     let streams = number(given, "max-concurrent-streams")?;
     Ok(TransportOptions {
@@ -438,6 +455,7 @@ mod tests {
             ("--auto-compaction-retention soon", "neither a number nor a duration"),
             ("--auto-compaction-mode revision --auto-compaction-retention 5m", "neither a number nor a duration"),
             ("--cert-file x", "--cert-file is not served"),
+            ("--max-request-bytes 31457281", "set at most 31457280"),
             ("--force-new-cluster", "--force-new-cluster is not served"),
         ] {
             let error = config(line).expect_err(line);
@@ -459,6 +477,17 @@ mod tests {
         let (_, warnings) = config("--snapshot-count 10000 --max-wals 7 --v 3").expect("accepted");
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         assert!(warnings[0].contains("--max-wals has no effect"));
+    }
+
+    /// Of a command batch that is closed once it is full, the last command may be a request of any allowed size.
+    #[test]
+    fn the_largest_request_fits_into_an_entry_and_a_large_one_is_warned_of() {
+        let fullest = limits::COMMAND_BATCH_BYTES_MAX + limits::REQUEST_BYTES_MAX + 64 * 1024;
+        assert!(fullest <= daymark_raft::limits::BATCH_BYTES_MAX);
+        let (config, warnings) = config("--max-request-bytes 31457280").expect("allowed");
+        assert_eq!(config.max_request_bytes, 30 << 20);
+        assert!(warnings[0].starts_with("exceeded recommended request limit"), "{warnings:?}");
+        assert!(self::config("--max-request-bytes 10485760").expect("allowed").1.is_empty());
     }
 
     #[test]

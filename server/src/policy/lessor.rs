@@ -206,16 +206,14 @@ impl Times {
         self.leases.insert(fact.id, Timed { ttl_secs: fact.ttl_secs, deadline_ms, tick });
     }
 
-    /// Those known keep their deadlines.
+    /// Changes were left out. A lease of a known id and TTL may have ended and been granted again meanwhile, so each
+    /// begins anew: it can live longer, never shorter, and one whose end is on its way is not taken for ended.
     fn replace(&mut self, facts: Vec<LeaseFact>, now: u64) {
-        let mut before = std::mem::take(&mut self.leases);
+        self.leases.clear();
+        self.over.clear();
+        self.wheel = Wheel::new(now / TICK_MS);
         for fact in facts {
-            match before.remove(&fact.id) {
-                Some(timed) if timed.ttl_secs == fact.ttl_secs => {
-                    self.leases.insert(fact.id, timed);
-                }
-                _ => self.insert(fact, now),
-            }
+            self.insert(fact, now);
         }
     }
 
@@ -345,6 +343,22 @@ mod tests {
         assert_eq!(times.take_over(5000, 10), [1]);
         times.lead(3, 5000, Duration::ZERO);
         assert_eq!(times.renew(1, 5001), Renewal::Renewed { ttl_secs: 2 }, "its end was not replicated");
+    }
+
+    /// The end of lease 1 and its grant were among the changes that were left out; lease 2 was renewed as ever.
+    #[test]
+    fn after_left_out_changes_every_lease_has_its_full_time_and_ends() {
+        let mut times = times(&[(1, 2), (2, 3), (3, 2)]);
+        assert_eq!(times.take_over(2000, 10), [1, 3]);
+        times.put_back(&[3]);
+        let facts = [(1, 2), (2, 3)].map(|(id, ttl_secs)| LeaseFact { id, ttl_secs });
+        times.replace(facts.to_vec(), 2900);
+        assert_eq!(times.renew(3, 2900), Renewal::Unknown);
+        assert_eq!(times.renew(1, 2900), Renewal::Renewed { ttl_secs: 2 }, "it was granted again");
+        assert_eq!(times.take_over(4899, 10), [0; 0], "none ends early");
+        assert_eq!(times.take_over(5000, 10), [1]);
+        assert_eq!(times.take_over(5899, 10), [0; 0]);
+        assert_eq!(times.take_over(6000, 10), [2]);
     }
 
     #[test]

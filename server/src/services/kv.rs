@@ -19,9 +19,15 @@ impl Door {
         if !request.serializable {
             self.read_barrier().await?;
         }
-        let mut response = self.read_range(self.keyspace().read(request.revision)?, request).await?;
-        response.header = header(self.keyspace().current_revision());
-        Ok(response)
+        let mut tries_left = limits::READ_TRIES_MAX;
+        loop {
+            tries_left -= 1;
+            match self.range_now(request).await {
+                // What was current has lost its history while it was read: what is current by now has not.
+                Err(Error::Compacted) if request.revision <= 0 && tries_left > 0 => {}
+                answer => return answer,
+            }
+        }
     }
 
     pub(super) async fn txn(&self, identity: Option<Identity>, request: pb::TxnRequest) -> Result<Reply, Error> {
@@ -31,7 +37,31 @@ impl Door {
         if !check::is_serializable(&request) {
             self.read_barrier().await?;
         }
-        self.read_txn(request).await.map(Reply::Txn)
+        let mut tries_left = limits::READ_TRIES_MAX;
+        loop {
+            tries_left -= 1;
+            match self.read_txn(&request).await {
+                // As for a Range. One that asks for a compacted revision is refused again before anything is read.
+                Err(Error::Compacted) if tries_left > 0 => {}
+                answer => return answer.map(Reply::Txn),
+            }
+        }
+    }
+
+    /// One attempt at a Range.
+    async fn range_now(&self, request: &pb::RangeRequest) -> Result<pb::RangeResponse, Error> {
+        // Who lists goes on to watch from the header's revision + 1: a header newer than the data would hide what
+        // happened between. So it is taken first, and what is read is as of then.
+        let now = self.keyspace().read(0)?;
+        let current = now.revision();
+        let view = match request.revision {
+            ..=0 => now,
+            revision if revision > current => return Err(Error::FutureRevision),
+            revision => self.keyspace().read(revision)?,
+        };
+        let mut response = self.read_range(view, request).await?;
+        response.header = header(current);
+        Ok(response)
     }
 
     pub(super) async fn compact(
@@ -49,11 +79,11 @@ impl Door {
     }
 
     /// Only ranges, all at one revision unless they name another.
-    async fn read_txn(&self, request: pb::TxnRequest) -> Result<pb::TxnResponse, Error> {
+    async fn read_txn(&self, request: &pb::TxnRequest) -> Result<pb::TxnResponse, Error> {
         let mut now = self.keyspace().read(0)?;
         let (revision, compact_revision) = (now.revision(), self.keyspace().compact_revision());
         let succeeded = query::all_hold(&mut now, &request.compare)?;
-        let ops = if succeeded { request.success } else { request.failure };
+        let ops = if succeeded { &request.success } else { &request.failure };
         let ranges = || {
             ops.iter().filter_map(|op| if let Some(Op::RequestRange(range)) = &op.request { Some(range) } else { None })
         };
