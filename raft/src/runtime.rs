@@ -1,6 +1,8 @@
 //! The seam for time, tasks and randomness: tokio today, a seeded runtime once whole clusters are simulated. No other
 //! file of this crate asks for the time, starts a task or draws a random number by itself.
 
+#![allow(clippy::disallowed_methods, reason = "this is the seam of clock and randomness")]
+
 use std::io;
 use std::time::Duration;
 

@@ -101,9 +101,9 @@ impl Server {
     /// Starts a member and returns once it serves. Ports are taken and flags are checked before the data directory is
     /// touched.
     pub fn start(config: &Config, on_fatal: OnFatal) -> Result<Self, StartError> {
-        let identity = identity(config)?;
         let listeners = Listeners::bind(config)?;
         let disk: Arc<dyn Disk> = Arc::new(RealDisk::new());
+        let identity = identity(config, &*disk)?;
         let lock = lock_data_dir(&*disk, &config.data_dir)?;
         let net_threads = net_threads(config);
         let memory = limits::split_memory(memory_budget(config), net_threads);
@@ -252,7 +252,6 @@ impl Storage {
             unsafe_no_fsync: config.unsafe_no_fsync,
             ..WalOptions::new(wal_dir(config), identity)
         };
-        check_identity(&*disk, &options.dir, identity)?;
         let (wal, worker, recovered) = Wal::open(disk, options)?;
         if let Some(cut) = &recovered.cut {
             let (path, offset, bytes) = (cut.path.display(), cut.offset, cut.bytes);
@@ -289,23 +288,6 @@ fn check_belong_together(keyspace: &Keyspace, recovered: &Recovered) -> Result<(
     ))
 }
 
-/// The log says whose it is; starting it under other ids would let it vote twice.
-fn check_identity(disk: &dyn Disk, wal_dir: &Path, identity: Identity) -> Result<(), StartError> {
-    match Wal::identity_on_disk(disk, wal_dir)? {
-        Some(found) if found.member_id != identity.member_id || found.cluster_id != identity.cluster_id => {
-            Err(StartError::new(
-                format!(
-                    "the data directory belongs to member {:x} of cluster {:x}, not to {:x} of {:x}",
-                    found.member_id, found.cluster_id, identity.member_id, identity.cluster_id
-                ),
-                "start with the flags --initial-cluster, --initial-advertise-peer-urls and --initial-cluster-token that it \
-                 was made with",
-            ))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// Makes the directory if it is missing and takes its lock. A directory of etcd itself is left alone.
 fn lock_data_dir(disk: &dyn Disk, dir: &Path) -> Result<DirLock, StartError> {
     if disk.exists(&dir.join("member").join("snap"))? {
@@ -318,8 +300,20 @@ fn lock_data_dir(disk: &dyn Disk, dir: &Path) -> Result<DirLock, StartError> {
     Ok(disk.lock(dir)?)
 }
 
+/// Who this member is: what its log says, else what the flags derive. As in etcd, the flags of a cluster's foundation
+/// have no effect on a member that has been founded.
+fn identity(config: &Config, disk: &dyn Disk) -> Result<Identity, StartError> {
+    let derived = founding_identity(config);
+    let Some(found) = Wal::identity_on_disk(disk, &wal_dir(config))? else { return derived };
+    if !derived.is_ok_and(|derived| derived == found) {
+        let (member, cluster) = (format!("{:x}", found.member_id), format!("{:x}", found.cluster_id));
+        tracing::warn!(member, cluster, "the --initial flags differ from those this member was founded with: ignored");
+    }
+    Ok(found)
+}
+
 /// Member and cluster id as etcd derives them, so that both stay what they were when a cluster is moved.
-fn identity(config: &Config) -> Result<Identity, StartError> {
+fn founding_identity(config: &Config) -> Result<Identity, StartError> {
     let mut ids = Vec::new();
     for (_, urls) in &config.initial_cluster {
         let mut urls = texts(urls);

@@ -1,6 +1,8 @@
 //! The disk seam and the real disk. Beside the simulated disk and the RocksDB backend, the only file of this crate
 //! that touches `std::fs`. Knows nothing of what the files mean.
 
+#![allow(clippy::disallowed_methods, reason = "this is the disk seam")]
+
 use std::any::Any;
 use std::fs::{self, File, OpenOptions};
 use std::io;

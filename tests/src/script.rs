@@ -11,6 +11,7 @@
 //! say W progress                    types a line to it
 //! stop W                            waits until it is quiet, ends it, compares what it printed
 //! sleep 2500                        waits, in milliseconds
+//! @3.5.1 endpoint status            a command for this etcdctl only
 //! ```
 
 use std::{collections::HashMap, thread, time::Duration};
@@ -28,7 +29,7 @@ const WATCH_STANDS_AFTER: Duration = Duration::from_millis(400);
 
 #[derive(Debug)]
 enum Step {
-    Run { args: Vec<String>, stdin: String },
+    Run { args: Vec<String>, stdin: String, only: Option<String> },
     Revision(String),
     Grant { name: String, ttl: String },
     Start { name: String, args: Vec<String> },
@@ -67,6 +68,10 @@ impl Script {
 
 fn parse_step(line: &str, stdin: String) -> Step {
     let mut words = words(line);
+    let only = words[0].strip_prefix('@').map(str::to_owned);
+    if only.is_some() {
+        words.remove(0);
+    }
     match (words[0].as_str(), words.len()) {
         ("revision", 2) => Step::Revision(words.remove(1)),
         ("grant", 3) => Step::Grant { ttl: words.remove(2), name: words.remove(1) },
@@ -74,7 +79,7 @@ fn parse_step(line: &str, stdin: String) -> Step {
         ("say", 3..) => Step::Say { name: words.remove(1), line: words[1..].join(" ") },
         ("stop", 2) => Step::Stop(words.remove(1)),
         ("sleep", 2) => Step::Sleep(words[1].parse().expect("milliseconds")),
-        _ => Step::Run { args: words, stdin },
+        _ => Step::Run { args: words, stdin, only },
     }
 }
 
@@ -132,6 +137,7 @@ impl<'a> Side<'a> {
 
     fn name_id(&mut self, id: u64, placeholder: &str) {
         self.names.push((format!("{id}"), placeholder.to_owned()));
+        self.names.push((format!("{id:016x}"), placeholder.to_owned()));
         self.names.push((format!("{id:x}"), placeholder.to_owned()));
     }
 
@@ -139,7 +145,8 @@ impl<'a> Side<'a> {
     fn run(&mut self, step: &Step) -> Answer {
         let mut said = Answer { code: Some(0), stdout: String::new(), stderr: String::new() };
         match step {
-            Step::Run { args, stdin } => {
+            Step::Run { only: Some(version), .. } if version != self.ctl.version => {}
+            Step::Run { args, stdin, .. } => {
                 let args = self.fill(args);
                 let full = [args.clone(), vec!["-w".into(), self.format.into()]].concat();
                 let answer = self.ctl.run(&self.server.endpoint(), &full, &self.fill_text(stdin));

@@ -61,3 +61,18 @@ scripts! {
     watch_live: WATCH_FORMATS;
     watch_compacted: WATCH_FORMATS;
 }
+
+/// For maintenance calls etcdctl 3.4 sends an endpoint with its scheme as the `:authority` of HTTP/2, which is malformed;
+/// etcd takes it.
+#[test]
+fn status_by_etcdctl_3_4_with_a_scheme_in_the_endpoint_gets_through() {
+    let test = "status_by_etcdctl_3_4_with_a_scheme_in_the_endpoint_gets_through";
+    let program = Program::daymark();
+    let Some(ctl) = etcd::etcdctls(test).into_iter().find(|ctl| ctl.version == "3.4") else { return };
+    let server = Server::start(&program, &[]);
+    let args = ["endpoint", "status"].map(str::to_owned);
+    for endpoint in [server.endpoint(), format!("http://{}", server.endpoint())] {
+        let status = ctl.run(&endpoint, &args, "");
+        assert_eq!(status.code, Some(0), "{endpoint}: {status:?}");
+    }
+}

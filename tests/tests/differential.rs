@@ -77,7 +77,8 @@ async fn compare(theirs: &Server, ours: &Server, requests: &[Request]) -> Option
         let request = request.resolve(left.revision());
         let (a, b) = futures_util::future::join(left.ask(&request), right.ask(&request)).await;
         if a != b {
-            let what = format!("{request:?}\n  etcd:    {a}\n  daymark: {b}");
+            let log = if b.contains("transport error") { ours.log() } else { String::new() };
+            let what = format!("{request:?}\n  etcd:    {a}\n  daymark: {b}\n{log}");
             return Some(Difference { at, what });
         }
     }
@@ -136,4 +137,9 @@ fn refused_watchers_are_told_on_their_stream() {
     let told = runtime().block_on(refusals::watch_refusals(&ours.endpoint()));
     assert!(expected.len() > 12, "the script says something: {expected:#?}");
     assert_eq!(told, expected);
+    if Program::daymark().dialect == Dialect::Daymark {
+        let told = runtime().block_on(refusals::watch_from_below_zero(&ours.endpoint()));
+        let refused = "-1: created true canceled true at 0: etcdserver: mvcc: required revision has been compacted";
+        assert_eq!(told, [refused]);
+    }
 }

@@ -35,7 +35,9 @@ fn assert_refused(what: &str, ended: &Ended, words: &[&str]) {
     assert!(!ended.status.success(), "{what}: exit status says success");
     assert!(ended.status.code().is_some(), "{what}: ended by a signal: {ended:?}");
     assert!(ended.took <= REFUSE_MAX, "{what}: took {:?}", ended.took);
-    let complaints = complaints(ended);
+    let mut complaints = complaints(ended);
+    // As with etcd, how to use the flags may follow what is wrong with them.
+    complaints.retain(|line| !line.starts_with(' ') && *line != "Usage:");
     assert_eq!(complaints.len(), 1, "{what}: one line says it:\n{}", ended.stderr);
     let line = complaints[0].to_lowercase();
     for word in words {
@@ -49,10 +51,11 @@ fn assert_unchanged(what: &str, before: &Tree, dir: &Path) {
 }
 
 /// A data directory with a key in it, of a member that was stopped.
-fn used_directory(program: &Program, dir: &Path) {
+fn used_directory(program: &Program, dir: &Path) -> Server {
     let mut server = Server::start_on(program, dir, &[]);
     runtime().block_on(put(&server, "kept"));
     server.terminate();
+    server
 }
 
 async fn put(server: &Server, value: &'static str) {
@@ -78,7 +81,7 @@ fn bad_flags_are_named_and_nothing_is_created() {
         (&["--listen-client-urls=http://example.org:1"], &["listen-client-urls|url", "example.org"]),
         (&["--quota-backend-bytes=much"], &["quota-backend-bytes", "much"]),
         (&["--log-level=loud"], &["log-level", "loud"]),
-        (&["--initial-cluster=other=http://127.0.0.1:1"], &["initial-cluster", "default"]),
+        (&["--initial-cluster=other=http://127.0.0.1:1"], &["initial-cluster|initial cluster", "default"]),
         (&["--feature-gates=Nonsense=true"], &["feature-gates|feature gate", "Nonsense"]),
         (&["--auto-compaction-mode=never"], &["auto-compaction-mode", "never"]),
         (&["stray"], &["stray"]),
@@ -109,10 +112,9 @@ fn a_taken_port_is_named() {
     let program = Program::daymark();
     let home = TempDir::new().expect("a directory");
     let dir = home.path().join("data");
-    used_directory(&program, &dir);
+    let mut server = used_directory(&program, &dir);
     let before = Tree::read(&dir);
     for of in ["client", "peer"] {
-        let mut server = Server::prepare(&program, &dir, &[]);
         let taken = if of == "client" { server.endpoint() } else { server.peer_endpoint() };
         let listener = TcpListener::bind(&taken).expect("take the port");
         let ended = server.refuse(WAIT_MAX);
@@ -120,7 +122,7 @@ fn a_taken_port_is_named() {
         assert_unchanged(&format!("{of} port taken"), &before, &dir);
         drop(listener);
     }
-    let server = Server::start_on(&program, &dir, &[]);
+    server.restart();
     assert_eq!(runtime().block_on(value(&server)), "kept", "it starts once the ports are free");
 }
 
@@ -129,11 +131,13 @@ fn a_read_only_directory_is_refused() {
     let Some(mut disk) = LoopDisk::mount_or_skip("a_read_only_directory_is_refused", 1 << 30) else { return };
     let program = Program::daymark();
     let used = disk.root().join("used");
-    used_directory(&program, &used);
+    let stopped = used_directory(&program, &used);
     disk.make_read_only();
-    for dir in [used, disk.root().join("new")] {
+    let new = disk.root().join("new");
+    for mut server in [stopped, Server::prepare(&program, &new, &[])] {
+        let dir = server.data_dir().to_path_buf();
         let before = Tree::read(&dir);
-        let ended = Server::prepare(&program, &dir, &[]).refuse(WAIT_MAX);
+        let ended = server.refuse(WAIT_MAX);
         let text = dir.to_string_lossy().into_owned();
         assert_refused("read-only", &ended, &[&text, "read-only", "writable|data-dir|remount|write"]);
         assert_unchanged("read-only", &before, &dir);
@@ -164,6 +168,24 @@ fn sigterm_ends_with_that_signal_and_loses_nothing() {
     let took = server.restart();
     println!("healthy {took:?} after the restart");
     assert_eq!(runtime().block_on(value(&server)), "kept");
+}
+
+/// As in etcd, the flags of a cluster's foundation have no effect on a member that has been founded.
+#[test]
+fn a_founded_member_ignores_founding_flags() {
+    let home = TempDir::new().expect("a temporary directory");
+    let dir = home.path().join("data");
+    let program = Program::daymark();
+    drop(used_directory(&program, &dir));
+    let founded = runtime().block_on(member_id(&Server::start_on(&program, &dir, &["--initial-cluster-token=other"])));
+    let server = Server::start_on(&program, &dir, &[]);
+    assert_eq!(runtime().block_on(member_id(&server)), founded, "the same member");
+    assert_eq!(runtime().block_on(value(&server)), "kept");
+}
+
+async fn member_id(server: &Server) -> u64 {
+    let client = Client::new(Config::new([server.endpoint()])).expect("a valid endpoint");
+    client.kv().get("key").await.expect("get").header.expect("a header").member_id
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Raft over a real log: openraft's own conformance suite, one voter on a real disk and on a failing one, and what it
 //! costs. The replicated state is a small one of the tests' own, which forgets at a crash what was not flushed.
 
+#![allow(clippy::disallowed_methods, reason = "tests use real files and real time")]
+
 mod conformance;
 mod faults;
 mod one_voter;

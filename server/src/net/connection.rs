@@ -39,11 +39,10 @@ pub(crate) async fn serve<D: FrontDoor>(thread: Rc<Thread<D>>, accepted: Accepte
     };
     // Neither a silent nor a closed connection is worth a word: probes of load balancers look like that.
     let Ok(Some((is_http2, ahead))) = first else { return };
-    let io = Io::new(socket, ahead);
     match (is_http2, role) {
-        (true, Role::Client) => serve_http2(thread, io, peer).await,
+        (true, Role::Client) => serve_http2(thread, Io::new_http2(socket, ahead), peer).await,
         (true, _) => {}
-        (false, _) => serve_http1(thread, io, role).await,
+        (false, _) => serve_http1(thread, Io::new(socket, ahead), role).await,
     }
 }
 

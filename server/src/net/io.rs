@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::accept::AcceptedSocket;
+use super::authority::Filter;
 use crate::limits;
 
 /// A socket of a client.
@@ -61,6 +62,8 @@ pub(crate) struct Io {
     socket: Socket,
     /// Read ahead and not consumed yet.
     ahead: Bytes,
+    /// At the beginning of an HTTP/2 connection: everything that is read goes through it.
+    filter: Option<Filter>,
     /// Written and not yet given to the socket.
     out: BytesMut,
     /// Bytes read so far, for whoever wants to know whether the other end is alive.
@@ -70,12 +73,35 @@ pub(crate) struct Io {
 impl Io {
     /// A connection of which `ahead` has been read.
     pub fn new(socket: Socket, ahead: Bytes) -> Self {
-        Self { socket, ahead, out: BytesMut::new(), received: Rc::default() }
+        Self { socket, ahead, filter: None, out: BytesMut::new(), received: Rc::default() }
+    }
+
+    /// A connection that has begun as HTTP/2 with `ahead`.
+    pub fn new_http2(socket: Socket, ahead: Bytes) -> Self {
+        let mut filter = Filter::new();
+        let ahead = filter.pass(&ahead);
+        Self { filter: Some(filter).filter(|filter| !filter.is_done()), ..Self::new(socket, ahead) }
     }
 
     /// The running count of bytes read.
     pub fn received(&self) -> Rc<Cell<u64>> {
         self.received.clone()
+    }
+
+    /// Reads through the filter into `ahead`; false at the end of the connection.
+    fn poll_filter(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let mut bytes = [0; 1024];
+        let mut read = ReadBuf::new(&mut bytes);
+        ready!(Pin::new(&mut self.socket).poll_read(cx, &mut read))?;
+        let read = read.filled();
+        self.received.set(self.received.get() + read.len() as u64);
+        if let Some(filter) = &mut self.filter {
+            self.ahead = filter.pass(read);
+            if filter.is_done() {
+                self.filter = None;
+            }
+        }
+        Poll::Ready(Ok(!read.is_empty()))
     }
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -96,6 +122,11 @@ impl Io {
 
 impl AsyncRead for Io {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        while self.ahead.is_empty() && self.filter.is_some() {
+            if !ready!(self.poll_filter(cx))? {
+                return Poll::Ready(Ok(()));
+            }
+        }
         if !self.ahead.is_empty() {
             let length = self.ahead.len().min(buffer.remaining());
             buffer.put_slice(&self.ahead.split_to(length));

@@ -4,6 +4,7 @@
 //! Thread 0 also accepts, and hands each connection to the thread that has fewest. After that a connection never moves.
 
 pub mod accept;
+mod authority;
 mod connection;
 mod frames;
 mod grpc;

@@ -13,7 +13,7 @@ use std::mem;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use daymark_storage::mvcc::{Event, KeyRange, KeyValue, Keyspace, ReadError, TxnChanges, WriteTxn, Writer};
+use daymark_storage::mvcc::{Event, KeyRange, KeyValue, Keyspace, ReadError, TxnChanges, TxnOptions, WriteTxn, Writer};
 use daymark_storage::{Result, StorageError};
 
 use daymark_api::etcdserverpb as pb;
@@ -130,7 +130,7 @@ impl State {
 
     fn put(&mut self, writer: &mut Writer, put: pb::PutRequest) -> std::result::Result<Reply, Failure> {
         self.refuse_for_alarms(true)?;
-        let mut txn = writer.begin();
+        let mut txn = writer.begin_with(self.txn_options());
         let wants_prev = put.prev_kv;
         check_put(&self.leases, &mut txn, &put)?;
         let previous = do_put(&mut txn, put, &mut self.moves)?;
@@ -146,7 +146,7 @@ impl State {
         delete: pb::DeleteRangeRequest,
     ) -> std::result::Result<Reply, Failure> {
         self.refuse_for_alarms(false)?;
-        let mut txn = writer.begin();
+        let mut txn = writer.begin_with(self.txn_options());
         let mut response = do_delete(&mut txn, &delete, &mut self.moves)?;
         let changes = txn.finish();
         response.header = header(self.keep(writer, changes));
@@ -156,7 +156,7 @@ impl State {
     fn txn(&mut self, writer: &mut Writer, request: pb::TxnRequest) -> std::result::Result<Reply, Failure> {
         self.refuse_for_alarms(query::contains_put(&request))?;
         let compact_revision = writer.latest_compact_revision();
-        let mut txn = writer.begin();
+        let mut txn = writer.begin_with(self.txn_options());
         let executed = txn::execute(&mut txn, request, &self.leases, compact_revision, &mut self.moves);
         let mut response = match executed {
             Ok(response) => response,
@@ -218,7 +218,7 @@ impl State {
         if keys.is_empty() {
             return Ok(());
         }
-        let mut txn = writer.begin();
+        let mut txn = writer.begin_with(self.txn_options());
         for key in &keys {
             let previous = txn.delete(key)?;
             match previous {
@@ -258,10 +258,12 @@ impl State {
         if !self.moves.is_empty() {
             self.leases.move_keys(writer, &mut self.moves);
         }
-        if self.wants_events {
-            self.effects.events.extend(changes.events);
-        }
+        self.effects.events.extend(changes.events);
         changes.revision
+    }
+
+    fn txn_options(&self) -> TxnOptions {
+        TxnOptions { without_events: !self.wants_events }
     }
 }
 
@@ -310,16 +312,17 @@ fn do_delete(
     delete: &pb::DeleteRangeRequest,
     moves: &mut Vec<LeaseMove>,
 ) -> std::result::Result<pb::DeleteRangeResponse, Failure> {
-    let gone = match delete.range_end.is_empty() {
-        true => Vec::from_iter(txn.delete(&delete.key)?),
-        false => txn.delete_range(&KeyRange::from_wire(&delete.key, &delete.range_end))?,
-    };
-    let mut response = pb::DeleteRangeResponse { deleted: gone.len() as i64, ..Default::default() };
-    for kv in gone {
+    let mut response = pb::DeleteRangeResponse::default();
+    let mut take_gone = |gone: KeyValue| {
+        response.deleted += 1;
         if delete.prev_kv {
-            response.prev_kvs.push(query::pair(kv.clone()));
+            response.prev_kvs.push(query::pair(gone.clone()));
         }
-        detach(kv, moves);
+        detach(gone, moves);
+    };
+    match delete.range_end.is_empty() {
+        true => txn.delete(&delete.key)?.into_iter().for_each(take_gone),
+        false => drop(txn.delete_each(&KeyRange::from_wire(&delete.key, &delete.range_end), &mut take_gone)?),
     }
     Ok(response)
 }

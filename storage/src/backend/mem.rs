@@ -73,15 +73,15 @@ impl Backend for MemBackend {
         Ok(Box::new(cursor))
     }
 
-    fn write(&self, batch: &WriteBatch) -> Result<()> {
+    fn write(&self, batch: &mut WriteBatch) -> Result<()> {
         let mut state = self.state.write();
-        for (family, key, value) in batch.changes() {
+        batch.drain(|(family, key, value)| {
             let map = Arc::make_mut(&mut state.live[family as usize]);
             match value {
                 Some(value) => map.insert(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)),
                 None => map.remove(key),
             };
-        }
+        });
         Ok(())
     }
 

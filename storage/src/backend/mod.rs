@@ -105,8 +105,9 @@ pub trait Backend: Send + Sync + 'static {
     fn get_durable(&self, family: Family, key: &[u8], out: &mut Vec<u8>) -> Result<bool>;
     /// A cursor on the first (or, backward, last) item of `span`.
     fn iterate(&self, family: Family, span: Span<'_>, direction: Direction) -> Result<Box<dyn Cursor + '_>>;
-    /// Applies all of `batch` or nothing, over all families. Visible on return; durable after a flush.
-    fn write(&self, batch: &WriteBatch) -> Result<()>;
+    /// Applies all of `batch` or nothing, over all families, and empties it either way, so that a large one need not be
+    /// in memory twice. Visible on return; durable after a flush.
+    fn write(&self, batch: &mut WriteBatch) -> Result<()>;
     /// Makes everything written so far durable.
     fn flush(&self) -> Result<()>;
     /// Frees space that only keys below `key` take, as far as that is cheap. What is freed is gone durably, so the
@@ -136,28 +137,41 @@ pub fn for_each(backend: &dyn Backend, family: Family, span: Span<'_>, visit: &m
     Ok(())
 }
 
-/// What a place in a write batch holds; valid until the batch is cut before it or cleared.
+/// What a place in a write batch holds; valid until the batch is cut before it or emptied.
 #[derive(Copy, Clone, Debug)]
 pub struct ValueRef {
-    start: usize,
+    block: u32,
+    start: u32,
     len: u32,
 }
 
 #[derive(Copy, Clone, Debug)]
 struct Change {
     family: Family,
-    /// Where the key begins in `bytes`; the value follows it.
-    start: usize,
+    block: u32,
+    /// Where the key begins in its block; the value follows it.
+    start: u32,
     key_len: u32,
-    /// None deletes.
-    value_len: Option<u32>,
+    /// [`DELETED`] deletes.
+    value_len: u32,
 }
 
-/// Changes in order, in one growing buffer that is reused from batch to batch. Later changes of a key win.
+/// Stands in for the length of a value.
+const DELETED: u32 = u32::MAX;
+
+/// Size of a block, but for one whose only change is larger.
+const BLOCK_BYTES: usize = 1 << 20;
+
+/// Room for so many changes is kept from batch to batch.
+const CHANGES_KEPT_MAX: usize = 1 << 16;
+
+/// Changes in order, of which later ones of a key win. In blocks, of which the first is reused from batch to batch: a
+/// large batch then never has to be moved to a larger buffer, and can be given back piece by piece.
 #[derive(Default)]
 pub struct WriteBatch {
-    bytes: Vec<u8>,
+    blocks: Vec<Vec<u8>>,
     changes: Vec<Change>,
+    byte_len: usize,
 }
 
 /// One change of a write batch: family, key, and the new value or none for a deletion.
@@ -166,33 +180,47 @@ pub type ChangeRef<'a> = (Family, &'a [u8], Option<&'a [u8]>);
 /// A length of a write batch to which it can be cut back.
 #[derive(Copy, Clone, Debug)]
 pub struct Mark {
+    blocks: usize,
+    /// In the last of these blocks.
     bytes: usize,
     changes: usize,
+    byte_len: usize,
 }
 
 impl WriteBatch {
     /// Adds a change that sets `key`.
     pub fn put(&mut self, family: Family, key: &[u8], value: &[u8]) -> ValueRef {
-        self.push(family, key, Some(value))
+        let len = u32::try_from(value.len()).ok().filter(|len| *len != DELETED);
+        self.push(family, key, value, len.expect("values are far below 4 GiB"))
     }
 
     /// Adds a change that removes `key`.
     pub fn delete(&mut self, family: Family, key: &[u8]) {
-        self.push(family, key, None);
+        self.push(family, key, &[], DELETED);
     }
 
     /// What a put of this batch stored.
     pub fn value(&self, at: ValueRef) -> &[u8] {
-        &self.bytes[at.start..][..at.len as usize]
+        &self.blocks[at.block as usize][at.start as usize..][..at.len as usize]
     }
 
     /// The changes in order.
     pub fn changes(&self) -> impl Iterator<Item = ChangeRef<'_>> {
-        self.changes.iter().map(|change| {
-            let rest = &self.bytes[change.start..];
-            let (key, rest) = rest.split_at(change.key_len as usize);
-            (change.family, key, change.value_len.map(|len| &rest[..len as usize]))
-        })
+        self.changes.iter().map(|change| change.read(&self.blocks[change.block as usize]))
+    }
+
+    /// Calls `visit` with the changes in order, and forgets them on the way.
+    pub fn drain(&mut self, mut visit: impl FnMut(ChangeRef<'_>)) {
+        let mut reached = 0;
+        for change in &self.changes {
+            let block = change.block as usize;
+            while reached < block {
+                self.blocks[reached] = Vec::new();
+                reached += 1;
+            }
+            visit(change.read(&self.blocks[block]));
+        }
+        self.clear();
     }
 
     /// Number of changes.
@@ -207,39 +235,121 @@ impl WriteBatch {
 
     /// Bytes of keys and values.
     pub fn byte_len(&self) -> usize {
-        self.bytes.len()
+        self.byte_len
     }
 
     /// The present length.
     pub fn mark(&self) -> Mark {
-        Mark { bytes: self.bytes.len(), changes: self.changes.len() }
+        let bytes = self.blocks.last().map_or(0, Vec::len);
+        Mark { blocks: self.blocks.len(), bytes, changes: self.changes.len(), byte_len: self.byte_len }
     }
 
     /// Forgets every change added after `mark`.
     pub fn cut(&mut self, mark: Mark) {
-        assert!(mark.bytes <= self.bytes.len() && mark.changes <= self.changes.len());
-        self.bytes.truncate(mark.bytes);
+        assert!(mark.byte_len <= self.byte_len && mark.changes <= self.changes.len());
+        self.blocks.truncate(mark.blocks);
+        if let Some(last) = self.blocks.last_mut() {
+            last.truncate(mark.bytes);
+        }
         self.changes.truncate(mark.changes);
+        self.byte_len = mark.byte_len;
     }
 
-    /// Forgets every change. A buffer that an unusually large batch has grown is given back.
+    /// Forgets every change. Room that an unusually large batch has taken is given back.
     pub fn clear(&mut self) {
-        const KEPT_BYTES_MAX: usize = 8 << 20;
+        self.blocks.truncate(1);
+        if let Some(first) = self.blocks.first_mut() {
+            first.clear();
+            first.shrink_to(BLOCK_BYTES);
+        }
         self.changes.clear();
-        self.bytes.clear();
-        if self.bytes.capacity() > KEPT_BYTES_MAX {
-            *self = Self::default();
+        self.changes.shrink_to(CHANGES_KEPT_MAX);
+        self.byte_len = 0;
+    }
+
+    fn push(&mut self, family: Family, key: &[u8], value: &[u8], value_len: u32) -> ValueRef {
+        let bytes = key.len() + value.len();
+        if self.blocks.last().is_none_or(|last| !last.is_empty() && last.len() + bytes > BLOCK_BYTES) {
+            // The first block grows as needed, and stays as large as that: most batches are small.
+            let capacity = if self.blocks.is_empty() { 0 } else { BLOCK_BYTES.max(bytes) };
+            self.blocks.push(Vec::with_capacity(capacity));
+        }
+        let block = self.blocks.len() - 1;
+        let filled = &mut self.blocks[block];
+        let start = filled.len() as u32;
+        filled.extend_from_slice(key);
+        filled.extend_from_slice(value);
+        self.byte_len += bytes;
+        let key_len = u32::try_from(key.len()).expect("keys are far below 4 GiB");
+        let block = block as u32;
+        self.changes.push(Change { family, block, start, key_len, value_len });
+        ValueRef { block, start: start + key_len, len: value.len() as u32 }
+    }
+}
+
+impl Change {
+    fn read<'a>(&self, block: &'a [u8]) -> ChangeRef<'a> {
+        let (key, rest) = block[self.start as usize..].split_at(self.key_len as usize);
+        (self.family, key, (self.value_len != DELETED).then(|| &rest[..self.value_len as usize]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Owned = (Family, Vec<u8>, Option<Vec<u8>>);
+
+    fn owned((family, key, value): ChangeRef<'_>) -> Owned {
+        (family, key.to_vec(), value.map(<[u8]>::to_vec))
+    }
+
+    /// Large and small changes, of which some fill a block alone.
+    fn fill(batch: &mut WriteBatch, from: usize, to: usize) -> Vec<(Owned, Option<ValueRef>)> {
+        let change = |number: usize| {
+            let key = number.to_be_bytes();
+            if number % 7 == 3 {
+                batch.delete(Family::Fwd, &key);
+                return ((Family::Fwd, key.to_vec(), None), None);
+            }
+            let value = vec![number as u8; [0, 10, BLOCK_BYTES / 3, 2 * BLOCK_BYTES][number % 4]];
+            let at = batch.put(Family::Cur, &key, &value);
+            ((Family::Cur, key.to_vec(), Some(value)), Some(at))
+        };
+        (from..to).map(change).collect()
+    }
+
+    #[test]
+    fn changes_come_back_in_order_from_any_block() {
+        let mut batch = WriteBatch::default();
+        // Again and again, because an emptied batch keeps its first block.
+        for round in 1..4 {
+            let kept = fill(&mut batch, round, 20);
+            let mark = batch.mark();
+            fill(&mut batch, 20, 30);
+            batch.cut(mark);
+            for ((_, _, value), at) in &kept {
+                assert_eq!(at.map(|at| batch.value(at)), value.as_deref());
+            }
+            let expected: Vec<Owned> = kept.into_iter().map(|(change, _)| change).collect();
+            let bytes = expected.iter().map(|(_, key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum();
+            assert_eq!((batch.len(), batch.byte_len()), (expected.len(), bytes));
+            assert!(batch.changes().map(owned).eq(expected.iter().cloned()));
+            let mut drained = Vec::new();
+            batch.drain(|change| drained.push(owned(change)));
+            assert!(drained == expected && batch.is_empty() && batch.byte_len() == 0);
+            assert!(batch.blocks.iter().map(Vec::capacity).sum::<usize>() <= 2 * BLOCK_BYTES);
         }
     }
 
-    fn push(&mut self, family: Family, key: &[u8], value: Option<&[u8]>) -> ValueRef {
-        let start = self.bytes.len();
-        let value_start = start + key.len();
-        self.bytes.extend_from_slice(key);
-        self.bytes.extend_from_slice(value.unwrap_or_default());
-        let len = |bytes: &[u8]| u32::try_from(bytes.len()).expect("keys and values are far below 4 GiB");
-        let value_len = value.map(len);
-        self.changes.push(Change { family, start, key_len: len(key), value_len });
-        ValueRef { start: value_start, len: value_len.unwrap_or(0) }
+    #[test]
+    fn a_mark_at_the_start_cuts_everything() {
+        let mut batch = WriteBatch::default();
+        let mark = batch.mark();
+        fill(&mut batch, 0, 9);
+        batch.cut(mark);
+        assert!(batch.is_empty() && batch.changes().next().is_none());
+        fill(&mut batch, 0, 9);
+        assert_eq!(batch.len(), 9);
     }
 }

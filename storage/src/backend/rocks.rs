@@ -1,6 +1,8 @@
 //! The backend on RocksDB; the only file that names it. Its own write-ahead log is off: the raft log is the log, and
 //! atomic flushes leave after a crash exactly the state of some earlier write batch.
 
+#![allow(clippy::disallowed_methods, reason = "RocksDB has its own files")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,8 +17,19 @@ use rocksdb::{
 };
 
 use super::{Backend, BackendSize, Cursor, Direction, Family, Span, WriteBatch};
+use crate::disk::{Disk, RealDisk};
 use crate::error::{Result, StorageError};
 use crate::mvcc::layout;
+
+/// Size of a file, where what lies below it allows that: few enough files for a large store.
+const TARGET_FILE_BYTES: u64 = 64 << 20;
+/// Size of the first level below the flushed files; each further one is ten times as large.
+const LEVEL_BASE_BYTES: u64 = 256 << 20;
+/// About what one merge reads, and so writes before it gives the old files back: files that overlap more than this of
+/// the level below are cut smaller (at ten times as much below, to a third of the target). RocksDB's own bound, 25
+/// target files, would ask for 1.6 GiB of free space at once. A merge of flushed files into the first level takes all
+/// of these that overlap, so no less than that level makes sense.
+const MERGE_BYTES_MAX: u64 = LEVEL_BASE_BYTES;
 
 /// How a [`RocksBackend`] is opened.
 #[derive(Clone, Debug)]
@@ -65,8 +78,14 @@ pub struct RocksBackend {
 impl RocksBackend {
     /// Opens or creates. What is not a whole database is an error, never an empty one.
     pub fn open(options: RocksOptions) -> Result<Arc<Self>> {
+        Self::open_in(&RealDisk::new(), options)
+    }
+
+    /// As [`RocksBackend::open`], the directory being made through `disk`: RocksDB makes what is in it durable, but not
+    /// the directory's own name, which a power cut would take with all of it.
+    fn open_in(disk: &dyn Disk, options: RocksOptions) -> Result<Arc<Self>> {
         let dir = options.dir.clone();
-        fs::create_dir_all(&dir).map_err(|source| StorageError::io("creating the directory", &dir, source))?;
+        disk.create_dir_all(&dir)?;
         check_families(&dir)?;
         let cache = Cache::new_hyper_clock_cache(options.memory_budget_bytes, 0);
         let memtables =
@@ -156,16 +175,14 @@ impl Backend for RocksBackend {
         Ok(Box::new(cursor))
     }
 
-    fn write(&self, batch: &WriteBatch) -> Result<()> {
+    fn write(&self, batch: &mut WriteBatch) -> Result<()> {
         // Per change: a tag, the family's number and two lengths.
         let mut native = rocksdb::WriteBatch::with_capacity_bytes(batch.byte_len() + 12 * batch.len() + 16);
         let families = Family::ALL.map(|family| self.family(family));
-        for (family, key, value) in batch.changes() {
-            match value {
-                Some(value) => native.put_cf(&families[family as usize], key, value),
-                None => native.delete_cf(&families[family as usize], key),
-            }
-        }
+        batch.drain(|(family, key, value)| match value {
+            Some(value) => native.put_cf(&families[family as usize], key, value),
+            None => native.delete_cf(&families[family as usize], key),
+        });
         self.db.write_opt(native, &self.write).map_err(|error| explain(&self.dir, error))
     }
 
@@ -334,8 +351,9 @@ fn family_options(family: Family, options: &RocksOptions, cache: &Cache, floor: 
     o.set_max_write_buffer_number(3);
     o.set_compression_type(DBCompressionType::Lz4);
     o.set_level_compaction_dynamic_level_bytes(true);
-    o.set_target_file_size_base(64 << 20);
-    o.set_max_bytes_for_level_base(256 << 20);
+    o.set_target_file_size_base(TARGET_FILE_BYTES);
+    o.set_max_bytes_for_level_base(LEVEL_BASE_BYTES);
+    o.set_max_compaction_bytes(MERGE_BYTES_MAX);
     o.set_level_zero_slowdown_writes_trigger(24);
     o.set_level_zero_stop_writes_trigger(40);
     let mut table = BlockBasedOptions::default();
@@ -413,6 +431,7 @@ fn place_of_damage(message: &str) -> Option<(PathBuf, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sim_disk::SimDisk;
 
     #[test]
     fn damage_is_located() {
@@ -420,6 +439,39 @@ mod tests {
             "Corruption: block checksum mismatch: stored = 1, type = 4 in /data dir/01.sst offset 4096 size 9";
         assert_eq!(place_of_damage(message), Some(("/data dir/01.sst".into(), 4096)));
         assert_eq!(place_of_damage("Corruption: bad magic number"), None);
+    }
+
+    /// RocksDB writes down what it runs with.
+    #[test]
+    fn merges_are_bounded_in_every_family() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(RocksBackend::open(RocksOptions::new(dir.path())).unwrap());
+        let names = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+        let written = names.filter(|path| path.to_string_lossy().contains("OPTIONS-")).max().unwrap();
+        let text = fs::read_to_string(written).unwrap();
+        for family in Family::ALL {
+            let section = text.split_once(&format!("[CFOptions \"{}\"]", family.name())).unwrap().1;
+            let section = section.split_once("\n[").unwrap().0;
+            let bytes = |name: &str| -> u64 {
+                let line = section.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix('='));
+                line.unwrap().parse().unwrap()
+            };
+            let (merge, level) = (bytes("max_compaction_bytes"), bytes("max_bytes_for_level_base"));
+            assert_eq!(merge, 256 << 20, "{family:?}");
+            assert!(level <= merge && 2 * bytes("target_file_size_base") <= level, "{family:?}");
+        }
+    }
+
+    #[test]
+    fn the_directory_is_made_through_the_disk_which_makes_it_durable() {
+        let sim = SimDisk::new(1);
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("db");
+        // The simulated disk makes no directories for RocksDB, so what follows cannot work.
+        assert!(RocksBackend::open_in(&sim, RocksOptions::new(&dir)).is_err());
+        assert!(sim.exists(&dir).unwrap() && !dir.exists());
+        drop(RocksBackend::open(RocksOptions::new(&dir)).unwrap());
+        assert!(dir.join("CURRENT").exists());
     }
 
     #[test]

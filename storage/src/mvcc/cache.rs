@@ -14,6 +14,9 @@ use super::range::{KeyRange, RangeEnd};
 use super::revision::Revision;
 use crate::backend::{Family, Mark, ValueRef, WriteBatch};
 
+/// Room for so many keys is kept from batch to batch.
+const KEPT_MAX: usize = 1 << 14;
+
 /// The write batch in progress, made readable. Exact keys are found by hash; an order of keys exists only once a
 /// range is read within the batch, so that a plain put does not pay for it.
 #[derive(Default)]
@@ -86,20 +89,26 @@ impl Overlay {
         Some(self.batch.value(self.undo[place].1))
     }
 
-    /// Must be called before [`Overlay::newest_in`].
+    /// Must be called before a range is read.
     pub fn order(&mut self) {
         self.ordered.extend(self.unordered.drain(..));
     }
 
-    pub fn newest_in(&self, range: &KeyRange) -> Vec<(&[u8], Option<&[u8]>)> {
+    /// Keys of `range` with a record in the batch, in order. [`Overlay::order`] must have been called before.
+    pub fn keys_in<'a>(&'a self, range: &'a KeyRange) -> impl Iterator<Item = &'a Bytes> {
         assert!(self.unordered.is_empty(), "the keys are ordered before a range of them is read");
         let from = self.ordered.range(range.start.clone()..);
-        let inside = from.take_while(|key| match &range.end {
+        let inside = from.take_while(move |key| match &range.end {
             RangeEnd::Point => **key == range.start,
             RangeEnd::Before(end) => *key < end,
             RangeEnd::Open => true,
         });
-        inside.filter_map(|key| Some((&key[..], Some(self.newest(key)?)))).collect()
+        inside.filter(|key| self.newest.contains_key(*key))
+    }
+
+    /// The same keys with their records.
+    pub fn newest_in<'a>(&'a self, range: &'a KeyRange) -> Vec<(&'a [u8], Option<&'a [u8]>)> {
+        self.keys_in(range).map(|key| (&key[..], self.newest(key))).collect()
     }
 
     pub fn table_change(&mut self, family: Family, key: &[u8], value: Option<&[u8]>) {
@@ -128,19 +137,23 @@ impl Overlay {
         inside.map(|((_, key), at)| (&key[..], at.map(|at| self.batch.value(at)))).collect()
     }
 
-    /// The batch is written: hands what is worth it to the cache and starts anew.
+    /// Hands what is worth it to the cache and forgets all that is known of the batch, which itself is left to be
+    /// written. Room that an unusually large one has taken is given back.
     pub fn finish(&mut self, cache: &mut Cache) {
         for (key, newest) in self.newest.drain() {
             if newest.repeated {
                 cache.insert(&key, self.batch.value(newest.at));
             }
         }
+        self.newest.shrink_to(KEPT_MAX);
         self.undo.clear();
+        self.undo.shrink_to(KEPT_MAX);
         self.ordered.clear();
         self.unordered.clear();
+        self.unordered.shrink_to(KEPT_MAX);
         self.tables.clear();
         self.replaced.clear();
-        self.batch.clear();
+        self.replaced.shrink_to(KEPT_MAX);
     }
 }
 

@@ -30,7 +30,7 @@ pub use history::HistoryChunk;
 pub use range::{KeyRange, RangeEnd, RangeOptions, RangeResult};
 pub use read::{KvRef, ReadTxn};
 pub use revision::Revision;
-pub use write::{TxnChanges, WriteTxn, Writer};
+pub use write::{TxnChanges, TxnOptions, WriteTxn, Writer};
 
 use layout::Position;
 
@@ -81,6 +81,8 @@ struct Shared {
 impl Keyspace {
     /// Bound of the writer's cache of hot keys, in bytes.
     pub const CACHE_BYTES_MAX: usize = 16 << 20;
+    /// How often [`Keyspace::read_current`] reads.
+    pub const READ_CURRENT_TRIES: u32 = 8;
     /// Revision of the empty store, and etcd's internal value for "never compacted".
     const EMPTY: Position = Position { applied: None, current_revision: 1, compact_revision: -1 };
 
@@ -134,6 +136,26 @@ impl Keyspace {
             return Err(ReadError::Compacted);
         }
         Ok(ReadTxn::new(self.shared.clone(), revision))
+    }
+
+    /// Runs `read` at the current revision, and again at a newer one if meanwhile a compaction above it has dropped
+    /// history that `read` needed: who asks for the current revision must not be told that it is compacted. What `read`
+    /// had gathered before it is called again is void.
+    ///
+    /// After [`Keyspace::READ_CURRENT_TRIES`] of these the answer is [`ReadError::Compacted`] all the same: each takes a
+    /// compaction and a flush, so `read` is then slower than both.
+    pub fn read_current<T>(
+        &self,
+        mut read: impl FnMut(&ReadTxn) -> std::result::Result<T, ReadError>,
+    ) -> std::result::Result<T, ReadError> {
+        for _ in 1..Self::READ_CURRENT_TRIES {
+            let txn = self.read(0)?;
+            match read(&txn) {
+                Err(ReadError::Compacted) if txn.is_outrun() => {}
+                answer => return answer,
+            }
+        }
+        read(&self.read(0)?)
     }
 
     /// The last log entry that readers see the changes of.
@@ -236,7 +258,7 @@ fn check_format(backend: &dyn Backend) -> Result<()> {
     }
     let mut batch = WriteBatch::default();
     batch.put(Family::Meta, layout::FORMAT_KEY, &layout::FORMAT_VERSION.to_le_bytes());
-    backend.write(&batch)
+    backend.write(&mut batch)
 }
 
 /// The newest undo record is of the current revision: otherwise the families are of different moments.

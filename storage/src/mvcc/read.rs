@@ -16,7 +16,8 @@ use crate::backend::Direction;
 /// Reads of the keyspace as it was at one revision. Cheap to make; holds nothing of the backend open.
 ///
 /// The revision stays readable until its history is dropped, which follows a compaction above it: then reads answer
-/// [`ReadError::Compacted`], also for a revision that was the current one when the transaction was opened.
+/// [`ReadError::Compacted`], also for a revision that was the current one when the transaction was opened. Who wants
+/// the current one, whichever that is, reads with [`Keyspace::read_current`](super::Keyspace::read_current).
 #[derive(Clone)]
 pub struct ReadTxn {
     shared: Arc<Shared>,
@@ -63,6 +64,12 @@ impl ReadTxn {
     /// The revision that is read.
     pub fn revision(&self) -> i64 {
         self.revision
+    }
+
+    /// Whether history that this revision needs has been dropped since the transaction was opened: reads now answer
+    /// [`ReadError::Compacted`], and only a transaction at a newer revision can do better.
+    pub fn is_outrun(&self) -> bool {
+        self.shared.check_floor(self.revision).is_err()
     }
 
     /// The pair of `key`.

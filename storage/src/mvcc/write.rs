@@ -41,12 +41,19 @@ pub struct Writer {
     undo: Vec<u8>,
 }
 
+/// How a change set is made.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub struct TxnOptions {
+    /// Leaves [`TxnChanges::events`] empty: nobody watches, and each event keeps two pairs in memory.
+    pub without_events: bool,
+}
+
 /// What a finished transaction did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TxnChanges {
     /// The revision it made, or the one before if it changed nothing.
     pub revision: i64,
-    /// Its changes in order.
+    /// Its changes in order, unless it was begun without events.
     pub events: Vec<Event>,
 }
 
@@ -55,7 +62,11 @@ pub struct WriteTxn<'a> {
     writer: &'a mut Writer,
     mark: TxnMark,
     main: i64,
+    /// Changes so far.
+    changes: i64,
+    /// One for each change, or none at all.
     events: Vec<Event>,
+    options: TxnOptions,
     finished: bool,
 }
 
@@ -103,9 +114,14 @@ impl Writer {
 
     /// Begins a change set at the revision after the latest.
     pub fn begin(&mut self) -> WriteTxn<'_> {
+        self.begin_with(TxnOptions::default())
+    }
+
+    /// As [`Writer::begin`], with options. They change nothing of what is written.
+    pub fn begin_with(&mut self, options: TxnOptions) -> WriteTxn<'_> {
         let mark = self.overlay.begin();
         let main = self.latest.current_revision + 1;
-        WriteTxn { writer: self, mark, main, events: Vec::new(), finished: false }
+        WriteTxn { writer: self, mark, main, changes: 0, events: Vec::new(), options, finished: false }
     }
 
     /// Raises the compact revision, as part of the batch. History goes later, see [`Keyspace::drop_history`].
@@ -165,11 +181,12 @@ impl Writer {
         self.latest.applied = Some(applied);
         let position = layout::encode_position(&self.latest);
         self.overlay.batch.put(Family::Meta, layout::POSITION_KEY, &position);
-        if let Err(error) = self.keyspace.shared.backend.write(&self.overlay.batch) {
+        // First, so that of a large batch only its bytes are left when the backend adds what it makes of them.
+        self.overlay.finish(&mut self.cache);
+        if let Err(error) = self.keyspace.shared.backend.write(&mut self.overlay.batch) {
             self.failed = Some(error.clone());
             return Err(error);
         }
-        self.overlay.finish(&mut self.cache);
         self.committed = self.latest;
         Ok(())
     }
@@ -201,7 +218,7 @@ impl WriteTxn<'_> {
 
     /// Whether it has changed anything so far.
     pub fn changed(&self) -> bool {
-        !self.events.is_empty()
+        self.changes > 0
     }
 
     /// The pair of `key` as of now, own writes included.
@@ -241,9 +258,11 @@ impl WriteTxn<'_> {
         };
         let meta = Meta { modified, create_revision, version, lease };
         self.change(&key, Record::Live(meta, &value), Op::Put(meta), &state);
-        let kv = KeyValue { key, create_revision, mod_revision: modified.main, version, lease, value };
         let previous = state.into_pair();
-        self.push_event(EventKind::Put, kv, previous.clone());
+        if !self.options.without_events {
+            let kv = KeyValue { key, create_revision, mod_revision: modified.main, version, lease, value };
+            self.push_event(EventKind::Put, kv, modified.sub, previous.clone());
+        }
         Ok(previous)
     }
 
@@ -251,29 +270,42 @@ impl WriteTxn<'_> {
     pub fn delete(&mut self, key: &[u8]) -> Result<Option<KeyValue>> {
         let key = Bytes::copy_from_slice(key);
         let state = self.writer.state(&key)?;
-        let State::Live(..) = state else { return Ok(None) };
-        let modified = self.next_revision();
-        self.change(&key, Record::Stub(modified), Op::Delete, &state);
-        let previous = state.into_pair();
-        let kv = KeyValue { key, mod_revision: modified.main, ..KeyValue::default() };
-        self.push_event(EventKind::Delete, kv, previous.clone());
-        Ok(previous)
+        Ok(self.delete_state(key, state))
     }
 
     /// Deletes every key of `range`, in key order; returns the pairs that are gone.
     pub fn delete_range(&mut self, range: &KeyRange) -> Result<Vec<KeyValue>> {
-        let mut keys = Vec::new();
-        self.writer.overlay.order();
-        let found = self.source().newest_in(range, Direction::Forward, &mut |key, _| {
-            keys.push(Bytes::copy_from_slice(key));
-            Ok(ControlFlow::Continue(()))
-        });
-        found.map_err(newest_is_readable)?;
         let mut gone = Vec::new();
-        for key in keys {
-            gone.extend(self.delete(&key)?);
-        }
+        self.delete_each(range, &mut |kv| gone.push(kv))?;
         Ok(gone)
+    }
+
+    /// Deletes every key of `range`, in key order, and shows `visit` each pair that is gone; returns their number. Keeps
+    /// neither pairs nor keys, so that a large range costs little more than its records in the batch.
+    pub fn delete_each(&mut self, range: &KeyRange, visit: &mut dyn FnMut(KeyValue)) -> Result<i64> {
+        let before = self.changes;
+        let Some(span) = range.span() else {
+            self.delete(&range.start)?.into_iter().for_each(visit);
+            return Ok(self.changes - before);
+        };
+        if span.is_empty() {
+            return Ok(0);
+        }
+        // Keys as they are now, in the batch and in the backend: the deletions add none.
+        self.writer.overlay.order();
+        let own: Vec<Bytes> = self.writer.overlay.keys_in(range).cloned().collect();
+        let own: Vec<_> = own.iter().map(|key| (&key[..], Some(&[][..]))).collect();
+        let keyspace = self.writer.keyspace.clone();
+        let cursor = keyspace.shared.backend.iterate(Family::Cur, span, Direction::Forward)?;
+        rewind::merge(cursor, &own, Direction::Forward, &mut |key, stored| {
+            let key = Bytes::copy_from_slice(key);
+            // For a key of the batch `stored` is nothing or an older record.
+            let record = self.writer.overlay.newest(&key).unwrap_or(stored);
+            let state = own_state(&keyspace, &key, record, Bytes::copy_from_slice)?;
+            self.delete_state(key, state).into_iter().for_each(&mut *visit);
+            Ok::<_, StorageError>(ControlFlow::Continue(()))
+        })?;
+        Ok(self.changes - before)
     }
 
     /// Makes the changes part of the batch.
@@ -289,8 +321,21 @@ impl WriteTxn<'_> {
         Source { shared: &self.writer.keyspace.shared, overlay: Some(&self.writer.overlay) }
     }
 
+    /// Deletes `key`, which is in that state.
+    fn delete_state(&mut self, key: Bytes, state: State) -> Option<KeyValue> {
+        let State::Live(..) = state else { return None };
+        let modified = self.next_revision();
+        self.change(&key, Record::Stub(modified), Op::Delete, &state);
+        let previous = state.into_pair();
+        if !self.options.without_events {
+            let kv = KeyValue { key, mod_revision: modified.main, ..KeyValue::default() };
+            self.push_event(EventKind::Delete, kv, modified.sub, previous.clone());
+        }
+        previous
+    }
+
     fn next_revision(&self) -> Revision {
-        Revision { main: self.main, sub: self.events.len() as i64 }
+        Revision { main: self.main, sub: self.changes }
     }
 
     fn change(&mut self, key: &Bytes, newest: Record<'_>, op: Op, state: &State) {
@@ -306,15 +351,16 @@ impl WriteTxn<'_> {
             let [from, to] = [meta.modified, modified].map(layout::revision_key);
             overlay.batch.put(Family::Fwd, &from, &to);
         }
+        self.changes += 1;
     }
 
-    fn push_event(&mut self, kind: EventKind, kv: KeyValue, replaced: Option<KeyValue>) {
+    fn push_event(&mut self, kind: EventKind, kv: KeyValue, sub: i64, replaced: Option<KeyValue>) {
         let mut prev = replaced;
         if prev.as_ref().is_some_and(|prev| prev.mod_revision == self.main) {
             // Changed before in this revision: the first of these changes knows the pair of the revision before.
             prev = self.events.iter().find(|event| event.kv.key == kv.key).and_then(|event| event.prev.clone());
         }
-        let mut event = Event { kind, kv, prev, sub: self.events.len() as i64 };
+        let mut event = Event { kind, kv, prev, sub };
         if event.is_create() {
             event.prev = None;
         }
@@ -371,12 +417,4 @@ fn check_table(family: Family, key: &[u8]) {
     assert!(matches!(family, Family::Lease | Family::Meta), "{family:?} holds no tables of others");
     let reserved = family == Family::Meta && key.starts_with(layout::RESERVED_PREFIX);
     assert!(!reserved, "keys of meta that begin with mvcc/ belong to the keyspace");
-}
-
-/// A read of the newest state meets no compaction.
-fn newest_is_readable(error: ReadError) -> StorageError {
-    match error {
-        ReadError::Storage(error) => error,
-        other => StorageError::Invariant { what: format!("reading the newest state failed: {other}") },
-    }
 }

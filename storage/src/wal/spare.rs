@@ -114,6 +114,8 @@ impl SpareMaker {
 }
 
 /// What the log worker and the maker's thread share.
+///
+/// Invariant: a spare is wanted only while none is ready.
 struct Desk {
     ready: VecDeque<String>,
     /// The worker wants a spare made.
@@ -257,16 +259,16 @@ impl Drop for Spares {
 
 /// Puts the whole temporary file into the stock, or away if a recycled segment came first.
 fn finish(maker: &mut SpareMaker, desk: &mut Desk) -> Result<()> {
+    if desk.ready.is_empty() {
+        let name = spare_name(desk.next_number);
+        maker.finish(&name)?;
+        desk.next_number += 1;
+        desk.ready.push_back(name);
+    } else {
+        maker.abandon();
+    }
     desk.wanted = false;
     desk.forget_full();
-    if !desk.ready.is_empty() {
-        maker.abandon();
-        return Ok(());
-    }
-    let name = spare_name(desk.next_number);
-    maker.finish(&name)?;
-    desk.next_number += 1;
-    desk.ready.push_back(name);
     Ok(())
 }
 
@@ -286,13 +288,15 @@ fn make_spares(mut maker: SpareMaker, shared: &(Mutex<Desk>, Condvar), full: &At
         let outcome = match step {
             Ok(false) => continue,
             Ok(true) => finish(&mut maker, &mut locked),
+            // A recycled segment came while the lock was open, and nobody would take back that the disk is full.
+            Err(StorageError::Full { .. }) if !locked.wanted || !locked.ready.is_empty() => Ok(()),
             Err(error) => Err(error),
         };
         let pause = matches!(outcome, Err(StorageError::Full { .. }));
         full.store(pause, Ordering::Relaxed);
         locked.failed = outcome.err();
         changed.notify_all();
-        if pause {
+        if pause && !locked.ended {
             changed.wait_for(&mut locked, FULL_RETRY);
         } else if locked.failed.is_some() {
             // Nothing is tried again after an error; the worker finds it when it needs the spare.
@@ -301,5 +305,86 @@ fn make_spares(mut maker: SpareMaker, shared: &(Mutex<Desk>, Condvar), full: &At
     }
     if maker.file.is_some() {
         maker.abandon();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use super::*;
+    use crate::disk::DirLock;
+    use crate::sim_disk::SimDisk;
+
+    /// The simulated disk, on which the question for free space waits to be told its answer.
+    struct AskedForSpace {
+        disk: SimDisk,
+        asked: Sender<()>,
+        answers: Mutex<Receiver<u64>>,
+    }
+
+    impl Disk for AskedForSpace {
+        fn create_dir_all(&self, dir: &Path) -> Result<()> {
+            self.disk.create_dir_all(dir)
+        }
+        fn list(&self, dir: &Path) -> Result<Vec<String>> {
+            self.disk.list(dir)
+        }
+        fn exists(&self, path: &Path) -> Result<bool> {
+            self.disk.exists(path)
+        }
+        fn open(&self, path: &Path, mode: OpenMode) -> Result<Arc<dyn DiskFile>> {
+            self.disk.open(path, mode)
+        }
+        fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+            self.disk.rename(from, to)
+        }
+        fn remove(&self, path: &Path) -> Result<()> {
+            self.disk.remove(path)
+        }
+        fn sync_dir(&self, dir: &Path) -> Result<()> {
+            self.disk.sync_dir(dir)
+        }
+        fn free_bytes(&self, _: &Path) -> Result<u64> {
+            self.asked.send(()).expect("the test waits");
+            Ok(self.answers.lock().recv().expect("the test answers"))
+        }
+        fn lock(&self, dir: &Path) -> Result<DirLock> {
+            self.disk.lock(dir)
+        }
+        fn now(&self) -> Duration {
+            self.disk.now()
+        }
+    }
+
+    /// Lets the maker find the disk full, after `meanwhile` has run; returns whether that is what is said in the end.
+    fn full_after(meanwhile: impl FnOnce(&mut Spares)) -> bool {
+        let sim = SimDisk::new(1);
+        let dir = Path::new("/log");
+        sim.create_dir_all(dir).unwrap();
+        sim.set_content(&dir.join("segment"), Some(vec![7; 4096]));
+        let (asked, was_asked) = channel();
+        let (answer, answers) = channel();
+        let disk = Arc::new(AskedForSpace { disk: sim, asked, answers: Mutex::new(answers) });
+        let full = Arc::new(AtomicBool::new(false));
+        let mut spares = Spares::new(disk, dir, 4096, true, Vec::new(), full.clone());
+        spares.want();
+        spares.start_thread().unwrap();
+        was_asked.recv().unwrap();
+        meanwhile(&mut spares);
+        answer.send(0).unwrap();
+        // Ends the thread, but not before it has dealt with the answer.
+        drop(spares);
+        full.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn a_full_disk_is_said() {
+        assert!(full_after(|_| {}));
+    }
+
+    #[test]
+    fn a_full_disk_is_not_said_if_a_recycled_segment_came_meanwhile() {
+        assert!(!full_after(|spares| spares.recycle("segment").unwrap()));
     }
 }

@@ -31,7 +31,7 @@ fn suite(backend: Arc<dyn Backend>) {
 fn put(backend: &dyn Backend, family: Family, key: &[u8], value: &[u8]) {
     let mut batch = WriteBatch::default();
     batch.put(family, key, value);
-    backend.write(&batch).unwrap();
+    backend.write(&mut batch).unwrap();
 }
 
 fn get(backend: &dyn Backend, family: Family, key: &[u8]) -> Option<Vec<u8>> {
@@ -61,7 +61,7 @@ fn batches_are_ordered_and_span_families(backend: &dyn Backend) {
     batch.cut(mark);
     let at = batch.put(Family::Cur, b"a", b"");
     assert_eq!((batch.value(at), batch.len()), (&b""[..], 4));
-    backend.write(&batch).unwrap();
+    backend.write(&mut batch).unwrap();
     assert_eq!(get(backend, Family::Cur, b"a"), Some(vec![]));
     assert_eq!(get(backend, Family::Log, b"a"), Some(b"2".to_vec()));
     assert_eq!(get(backend, Family::Meta, b"cut"), None);

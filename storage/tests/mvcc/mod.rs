@@ -4,6 +4,8 @@ mod concurrency;
 mod generated;
 #[cfg(feature = "rocksdb")]
 mod killed;
+#[cfg(feature = "rocksdb")]
+mod memory;
 mod model;
 mod rules;
 mod scripts;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use daymark_storage::backend::{Backend, Family, MemBackend, WriteBatch};
-use daymark_storage::mvcc::{EventKind, KeyRange, Keyspace, RangeOptions, ReadError, Writer};
+use daymark_storage::mvcc::{EventKind, KeyRange, Keyspace, RangeOptions, ReadError, TxnOptions, Writer};
 use daymark_storage::{LogId, StorageError};
 
 fn b(text: &'static str) -> Bytes {
@@ -133,6 +133,42 @@ fn a_key_changed_twice_in_a_revision_shows_both_events_and_the_pair_before_the_r
 }
 
 #[test]
+fn a_transaction_without_events_writes_the_same() {
+    let written = |options: TxnOptions| {
+        let (_, keyspace, mut writer) = new();
+        put(&mut writer, "a", "committed");
+        put(&mut writer, "c", "committed");
+        put(&mut writer, "e", "old");
+        delete(&mut writer, "e");
+        commit(&mut writer, 1);
+        put(&mut writer, "b", "in the batch");
+        put(&mut writer, "c", "in the batch");
+        delete(&mut writer, "a");
+        let mut txn = writer.begin_with(options);
+        assert!(!txn.changed());
+        txn.put(b("d"), b("own"), 0).unwrap();
+        txn.put(b("d"), b("own again"), 0).unwrap();
+        assert!(txn.changed());
+        let mut gone = Vec::new();
+        assert_eq!(txn.delete_each(&KeyRange::all(), &mut |kv| gone.push((kv.key, kv.value))).unwrap(), 3);
+        assert_eq!(gone, [(b("b"), b("in the batch")), (b("c"), b("in the batch")), (b("d"), b("own again"))]);
+        assert_eq!(txn.delete_each(&KeyRange::all(), &mut |kv| panic!("{kv:?} is there again")).unwrap(), 0);
+        assert_eq!(txn.delete_each(&KeyRange::point(b("c")), &mut |kv| panic!("{kv:?} is there again")).unwrap(), 0);
+        txn.put(b("f"), b("own"), 0).unwrap();
+        let point = KeyRange::point(b("f"));
+        assert_eq!(txn.delete_each(&point, &mut |kv| assert_eq!(kv.value, b("own"))).unwrap(), 1);
+        let changes = txn.finish();
+        commit(&mut writer, 2);
+        (changes, keyspace.history(2, i64::MAX, None, true, usize::MAX).unwrap().events_by_revision)
+    };
+    let (with, history) = written(TxnOptions::default());
+    let (without, same_history) = written(TxnOptions { without_events: true });
+    assert_eq!(history, same_history);
+    assert_eq!(history.last().unwrap(), &(with.revision, with.events));
+    assert_eq!((without.revision, without.events), (with.revision, Vec::new()));
+}
+
+#[test]
 fn an_open_read_is_told_when_its_history_is_dropped() {
     let (_, keyspace, mut writer) = new();
     put(&mut writer, "a", "1");
@@ -146,6 +182,48 @@ fn an_open_read_is_told_when_its_history_is_dropped() {
     assert!(matches!(read.get(b"a"), Err(ReadError::Compacted)));
     assert!(matches!(read.range(&KeyRange::all(), &RangeOptions::default()), Err(ReadError::Compacted)));
     assert!(matches!(keyspace.read(2), Err(ReadError::Compacted)));
+}
+
+#[test]
+fn a_read_of_the_current_revision_is_not_told_of_compactions() {
+    let (_, keyspace, mut writer) = new();
+    put(&mut writer, "a", "1");
+    commit(&mut writer, 1);
+    let mut index = 1;
+    // A write and a compaction at its revision, history gone with it.
+    let mut compact = || {
+        index += 1;
+        let revision = put(&mut writer, "a", "newer");
+        writer.compact(revision).unwrap();
+        commit(&mut writer, index);
+        keyspace.drop_history().unwrap();
+    };
+    let mut seen = Vec::new();
+    let found = keyspace.read_current(|read| {
+        seen.push((read.revision(), read.is_outrun()));
+        (seen.len() < 3).then(&mut compact);
+        Ok((read.revision(), read.get(b"a")?.unwrap().value))
+    });
+    assert_eq!(found.unwrap(), (4, b("newer")));
+    assert_eq!(seen, [(2, false), (3, false), (4, false)]);
+
+    let mut reads = 0;
+    let outrun = keyspace.read_current(|read| {
+        reads += 1;
+        compact();
+        assert!(read.is_outrun());
+        read.count(&KeyRange::all())
+    });
+    assert!(matches!(outrun, Err(ReadError::Compacted)));
+    assert_eq!(reads, Keyspace::READ_CURRENT_TRIES);
+
+    // What is asked for beside it may well be compacted.
+    reads = 0;
+    let older = keyspace.read_current(|_| {
+        reads += 1;
+        keyspace.read(2)?.get(b"a")
+    });
+    assert!(matches!(older, Err(ReadError::Compacted)) && reads == 1);
 }
 
 #[test]
@@ -190,14 +268,14 @@ fn an_unknown_format_version_is_refused_and_named() {
         let backend = MemBackend::new();
         let mut batch = WriteBatch::default();
         batch.put(Family::Meta, b"mvcc/format", bytes);
-        backend.write(&batch).unwrap();
+        backend.write(&mut batch).unwrap();
         let Err(StorageError::Format { what, .. }) = Keyspace::open(backend).map(|_| ()) else { panic!("not refused") };
         assert!(what.contains(named), "{what}");
     }
     let backend = MemBackend::new();
     let mut batch = WriteBatch::default();
     batch.put(Family::Cur, b"a", b"?");
-    backend.write(&batch).unwrap();
+    backend.write(&mut batch).unwrap();
     assert!(matches!(Keyspace::open(backend), Err(StorageError::Format { .. })));
 }
 
@@ -209,7 +287,7 @@ fn lost_history_is_an_error_and_not_a_gap() {
     let mut batch = WriteBatch::default();
     let key: Vec<u8> = (revisions[1] as u64).to_be_bytes().into_iter().chain([0; 4]).collect();
     batch.delete(Family::Log, &key);
-    backend.write(&batch).unwrap();
+    backend.write(&mut batch).unwrap();
     let broken = |error: ReadError| matches!(error, ReadError::Storage(StorageError::Invariant { .. }));
     assert!(broken(keyspace.read(revisions[0]).unwrap().get(b"a").unwrap_err()));
     assert!(broken(keyspace.history(2, 4, None, false, usize::MAX).unwrap_err()));
