@@ -233,3 +233,21 @@ fn a_keep_alive_stream_answers_each_message_and_ends_with_its_requests() {
     assert!(matches!(sink.take(Waker::noop()), Taken::End(Ok(()))));
     member.stop();
 }
+
+/// A client must not be able to stop the member: `stop` fails if the member was given a reason to.
+#[test]
+fn what_a_caller_does_wrong_on_a_keep_alive_stream_ends_that_stream_only() {
+    let member = TestMember::new();
+    for error in [
+        Error::Protocol("unexpected EOF".into()),
+        Error::Malformed("bits".into()),
+        Error::MessageTooLarge(2, 1),
+        Error::Canceled,
+    ] {
+        let sink = Sink::new(1 << 20);
+        let requests = stream::iter([Err(error.clone())]);
+        member.wait(async |door| door.lease_keep_alive(Context::default(), requests, sink.clone()).await);
+        assert!(matches!(sink.take(Waker::noop()), Taken::End(Err(end)) if end == error));
+    }
+    member.stop();
+}

@@ -36,6 +36,17 @@ struct Seen {
     ended: AtomicUsize,
     pushed: AtomicUsize,
     corrupt: AtomicUsize,
+    /// Failures of the member itself that a service was given by the transport.
+    fatal: AtomicUsize,
+}
+
+impl Seen {
+    /// As the real door does it: this kind of error stops the member.
+    fn look_at(&self, error: &Error) {
+        if matches!(error, Error::Internal(_)) {
+            self.fatal.fetch_add(1, Ordering::SeqCst);
+        }
+    }
 }
 
 struct Ended(Arc<Seen>);
@@ -82,7 +93,14 @@ impl FrontDoor for FakeDoor {
     /// key `end` ends the call with an error; any other is echoed.
     async fn watch(self: &Rc<Self>, _: Context, mut requests: RequestStream<pb::WatchRequest>, sink: Sink) {
         let _ended = Ended(self.seen.clone());
-        while let Some(Ok(request)) = requests.next().await {
+        while let Some(request) = requests.next().await {
+            let request = match request {
+                Ok(request) => request,
+                Err(error) => {
+                    self.seen.look_at(&error);
+                    return sink.finish(Err(error));
+                }
+            };
             let Some(pb::watch_request::RequestUnion::CreateRequest(create)) = request.request_union else { continue };
             match &create.key[..] {
                 b"end" => return sink.finish(Err(Error::NoLeader)),
@@ -104,7 +122,10 @@ impl FrontDoor for FakeDoor {
                     let response = pb::LeaseKeepAliveResponse { id: request.id, ttl: 5, ..Default::default() };
                     sink.push(MessageParts::from_iter([response.encode_to_vec().into()]));
                 }
-                Err(error) => return sink.finish(Err(error)),
+                Err(error) => {
+                    self.seen.look_at(&error);
+                    return sink.finish(Err(error));
+                }
             }
         }
     }
@@ -435,6 +456,34 @@ fn a_message_over_the_limit_is_refused_and_one_at_the_limit_is_not() {
         let answer = client.raw("/etcdserverpb.KV/Put", &[], body).await.expect("over the limit");
         assert_eq!(answer.code, 8);
         assert_eq!(answer.text, "grpc: received message larger than max (2097153 vs. 2097152)");
+        assert_eq!(client.put("k").await.code, 0, "the same connection still serves");
+    });
+}
+
+#[test]
+fn a_caller_that_breaks_the_framing_ends_its_call_and_nothing_else() {
+    let compressed = "grpc: compressed flag set with identity or empty encoding";
+    with_server(async |server| {
+        let client = server.connect().await;
+        for (body, text) in [
+            (&b"\x01\0\0\0\0"[..], compressed),
+            (b"\x01\0\0\0\x02\x08\x07", compressed),
+            (b"\x02\0\0\0\0", "grpc: received unexpected payload format 2"),
+            (b"\0\0\0\0\x09\x08\x07", "unexpected EOF"),
+            (b"\0\0", "unexpected EOF"),
+        ] {
+            for method in ["KV/Put", "Watch/Watch", "Lease/LeaseKeepAlive"] {
+                let path = format!("/etcdserverpb.{method}");
+                let answer = client.raw(&path, &[], Bytes::from_static(body)).await.expect("call");
+                assert_eq!((answer.code, &*answer.text), (13, text), "{method} {body:?}");
+            }
+        }
+        for body in [Bytes::new(), [frame(&put_request("k")), frame(&put_request("k"))].concat().into()] {
+            let answer = client.raw("/etcdserverpb.KV/Put", &[], body).await.expect("call");
+            assert_eq!(answer.code, 13);
+            assert!(answer.text.starts_with("cardinality violation: received "), "{}", answer.text);
+        }
+        assert_eq!(server.seen.fatal.load(Ordering::SeqCst), 0, "no wire fault is a failure of the member");
         assert_eq!(client.put("k").await.code, 0, "the same connection still serves");
     });
 }
