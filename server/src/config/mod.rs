@@ -150,7 +150,7 @@ impl Config {
                 "" => Vec::new(),
                 _ => listen_urls(given, "listen-metrics-urls")?,
             },
-            advertise_client: advertise_client(given)?,
+            advertise_client: advertise_client(given, &mut warnings)?,
             advertise_peer,
             socket: SocketOptions {
                 reuse_port: truth(given, "socket-reuse-port"),
@@ -268,15 +268,15 @@ fn listen_urls(given: &Given, flag: &str) -> Result<Vec<Url>, String> {
     Ok(urls)
 }
 
-fn advertise_client(given: &Given) -> Result<Vec<Url>, String> {
+fn advertise_client(given: &Given, warnings: &mut Vec<String>) -> Result<Vec<Url>, String> {
     if given.has("listen-client-urls") && !given.has("advertise-client-urls") {
         return Err("--advertise-client-urls is required when --listen-client-urls is set explicitly".into());
     }
     let urls = urls(given, "advertise-client-urls")?;
-    match urls.iter().find(|url| url.host_and_port().is_some_and(|(host, _)| host == "0.0.0.0")) {
-        Some(url) => Err(format!("--advertise-client-urls: {url} is no address that clients can connect to")),
-        None => Ok(urls),
+    for url in urls.iter().filter(|url| url.host_and_port().is_some_and(|(host, _)| host == "0.0.0.0")) {
+        warnings.push(format!("--advertise-client-urls: {url} is no address that clients on other machines can use"));
     }
+    Ok(urls)
 }
 
 /// `name=url,name=url`; a name may repeat. Without the flag this member alone is the cluster.
@@ -480,6 +480,15 @@ mod tests {
     }
 
     /// Of a command batch that is closed once it is full, the last command may be a request of any allowed size.
+    #[test]
+    fn an_address_that_others_cannot_use_is_advertised_with_a_warning() {
+        let line = "--listen-client-urls http://0.0.0.0:2379 --advertise-client-urls http://0.0.0.0:2379";
+        let (config, warnings) = config(line).expect("etcd starts with it");
+        assert_eq!(config.advertise_client[0].to_string(), "http://0.0.0.0:2379");
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].starts_with("--advertise-client-urls: http://0.0.0.0:2379 "), "{warnings:?}");
+    }
+
     #[test]
     fn the_largest_request_fits_into_an_entry_and_a_large_one_is_warned_of() {
         let fullest = limits::COMMAND_BATCH_BYTES_MAX + limits::REQUEST_BYTES_MAX + 64 * 1024;
