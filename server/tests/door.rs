@@ -251,3 +251,25 @@ fn what_a_caller_does_wrong_on_a_keep_alive_stream_ends_that_stream_only() {
     }
     member.stop();
 }
+
+#[test]
+fn the_time_of_a_lease_begins_when_its_grant_is_answered() {
+    let member = TestMember::new();
+    member.wait(async |door| {
+        let left = async || {
+            let ask = pb::LeaseTimeToLiveRequest { id: 7, keys: false };
+            match door.call(Context::default(), Request::LeaseTimeToLive(ask)).await {
+                Ok(Reply::LeaseTimeToLive(left)) => left.ttl,
+                other => panic!("{other:?}"),
+            }
+        };
+        // The leadership has begun, with its grace for leases that are older.
+        assert_eq!(left().await, -1);
+        let grant = pb::LeaseGrantRequest { id: 7, ttl: 60 };
+        door.call(Context::default(), Request::LeaseGrant(grant)).await.expect("a lease");
+        // The lessor's clock has steps of a millisecond. Nobody else has looked at leases meanwhile.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert_eq!(left().await, 59, "60 s less what has passed, rounded down");
+    });
+    member.stop();
+}
