@@ -119,7 +119,11 @@ fn message_length(bytes: &[u8], message_bytes_max: usize) -> Result<Option<usize
 
 /// Decodes a message; its `bytes` fields are slices of `bytes`.
 pub(crate) fn decode<M: Message + Default>(bytes: Bytes) -> Result<M, Error> {
-    M::decode(bytes).map_err(|error| Error::Malformed(error.to_string()))
+    M::decode(bytes).map_err(|error| {
+        let text = error.to_string();
+        // Only transactions nest. The decoder names every level that it went down.
+        if text.ends_with("recursion limit reached") { Error::TooManyOps } else { Error::Malformed(text) }
+    })
 }
 
 /// A message with its prefix.

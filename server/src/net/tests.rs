@@ -173,7 +173,6 @@ impl Server {
         TransportOptions {
             max_concurrent_streams: 10_000,
             message_bytes_max: 2_097_152,
-            keepalive_min_time: Duration::from_secs(5),
             keepalive_interval: None,
             keepalive_timeout: Duration::from_millis(300),
         }
@@ -624,6 +623,27 @@ fn a_burst_of_cancelled_or_of_tiny_calls_does_not_cost_the_connection() {
     assert!(server.threads.stop());
 }
 
+/// A transaction that nests `depth` others.
+fn nested(depth: usize) -> pb::TxnRequest {
+    (0..depth).fold(pb::TxnRequest::default(), |inner, _| {
+        let request = Some(pb::request_op::Request::RequestTxn(inner));
+        pb::TxnRequest { success: vec![pb::RequestOp { request }], ..Default::default() }
+    })
+}
+
+#[test]
+fn transactions_nested_deeper_than_is_decoded_are_refused_in_one_short_line() {
+    with_server(async |server| {
+        let client = server.connect().await;
+        // The door of this test knows no transactions: it has been asked.
+        assert_eq!(client.call("/etcdserverpb.KV/Txn", &nested(40)).await.text, "etcdserver: not capable");
+        for depth in [60, 1000] {
+            let answer = client.call("/etcdserverpb.KV/Txn", &nested(depth)).await;
+            assert_eq!((answer.code, &*answer.text), (3, "etcdserver: too many operations in txn request"), "{depth}");
+        }
+    });
+}
+
 #[test]
 fn a_path_with_a_query_is_no_method() {
     with_server(async |server| {
@@ -853,7 +873,6 @@ fn a_connection_that_does_not_answer_pings_is_closed() {
     let transport = TransportOptions {
         max_concurrent_streams: 100,
         message_bytes_max: 1 << 20,
-        keepalive_min_time: Duration::from_secs(5),
         keepalive_interval: Some(Duration::from_secs(1)),
         keepalive_timeout: Duration::from_millis(200),
     };
