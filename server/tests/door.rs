@@ -295,3 +295,43 @@ fn a_keep_alive_stream_answers_each_message_and_ends_with_its_requests() {
     assert!(matches!(sink.take(Waker::noop()), Taken::End(Ok(()))));
     member.stop();
 }
+
+/// A client must not be able to stop the member: `stop` fails if the member was given a reason to.
+#[test]
+fn what_a_caller_does_wrong_on_a_keep_alive_stream_ends_that_stream_only() {
+    let member = TestMember::new();
+    for error in [
+        Error::Protocol("unexpected EOF".into()),
+        Error::Malformed("bits".into()),
+        Error::MessageTooLarge(2, 1),
+        Error::Canceled,
+    ] {
+        let sink = Sink::new(1 << 20);
+        let requests = stream::iter([Err(error.clone())]);
+        member.wait(async |door| door.lease_keep_alive(Context::default(), requests, sink.clone()).await);
+        assert!(matches!(sink.take(Waker::noop()), Taken::End(Err(end)) if end == error));
+    }
+    member.stop();
+}
+
+#[test]
+fn the_time_of_a_lease_begins_when_its_grant_is_answered() {
+    let member = TestMember::new();
+    member.wait(async |door| {
+        let left = async || {
+            let ask = pb::LeaseTimeToLiveRequest { id: 7, keys: false };
+            match door.call(Context::default(), Request::LeaseTimeToLive(ask)).await {
+                Ok(Reply::LeaseTimeToLive(left)) => left.ttl,
+                other => panic!("{other:?}"),
+            }
+        };
+        // The leadership has begun, with its grace for leases that are older.
+        assert_eq!(left().await, -1);
+        let grant = pb::LeaseGrantRequest { id: 7, ttl: 60 };
+        door.call(Context::default(), Request::LeaseGrant(grant)).await.expect("a lease");
+        // The lessor's clock has steps of a millisecond. Nobody else has looked at leases meanwhile.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert_eq!(left().await, 59, "60 s less what has passed, rounded down");
+    });
+    member.stop();
+}

@@ -71,6 +71,11 @@ impl Lessor {
         Ok(times.remaining(id, now))
     }
 
+    /// Takes note of what has been published of leases: the time of those granted begins.
+    pub fn look(&self) -> Result<()> {
+        self.follow(&mut self.times.lock(), self.now_ms())
+    }
+
     /// Whether the lease is still there.
     pub fn contains(&self, id: i64) -> Result<bool> {
         let mut times = self.times.lock();
