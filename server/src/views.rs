@@ -13,6 +13,7 @@ use daymark_api::etcdserverpb as pb;
 
 use crate::limits;
 use crate::mailbox::Mailbox;
+use crate::metrics::AppliedCounters;
 use crate::state::lease::LeaseChange;
 
 /// The published state of one member. Shared by all threads behind one `Arc`.
@@ -31,6 +32,8 @@ pub struct Views {
     applied_bytes: AtomicU64,
     /// The disk has room for more writes; kept up by the upkeep.
     has_room: AtomicBool,
+    /// What apply has done, for metrics.
+    pub counters: AppliedCounters,
     /// What happened to leases, for the lessor.
     pub leases: LeaseFeed,
     /// Active alarms, ordered by member and type.
@@ -51,6 +54,7 @@ impl Views {
             applied_term: AtomicU64::new(0),
             applied_bytes: AtomicU64::new(0),
             has_room: AtomicBool::new(true),
+            counters: AppliedCounters::default(),
             leases: LeaseFeed::new(limits::LEASE_CHANGES_MAX),
             alarms: ArcSwap::default(),
             members: ArcSwap::default(),
