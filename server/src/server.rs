@@ -605,7 +605,7 @@ fn sample_source(member: Arc<Member>, wal: Wal, watched: Arc<[WatchGauges]>) -> 
     Arc::new(move || {
         let (views, raft) = (&member.views, member.raft.status());
         let size = views.keyspace.size().unwrap_or_default();
-        let stats = wal.stats();
+        let (stats, counters) = (wal.stats(), &views.counters);
         let sum = |gauge: fn(&WatchGauges) -> &AtomicU64| -> u64 {
             watched.iter().map(|thread| gauge(thread).load(Ordering::Relaxed)).sum()
         };
@@ -628,7 +628,14 @@ fn sample_source(member: Arc<Member>, wal: Wal, watched: Arc<[WatchGauges]>) -> 
             slow_watchers: sum(|gauges| &gauges.behind),
             wal_fsync: sync_histogram(&stats),
             wal_write_bytes: stats.bytes_written_total,
-            ..Sample::default()
+            lease_expired: member.lessor.expired(),
+            lease_granted: counters.leases_granted.value(),
+            lease_revoked: counters.leases_revoked.value(),
+            lease_renewed: member.lessor.renewed(),
+            puts: counters.puts.value(),
+            deletes: counters.deletes.value(),
+            ranges_applied: counters.ranges.value(),
+            txns: counters.txns.value(),
         }
     })
 }

@@ -335,3 +335,36 @@ fn the_time_of_a_lease_begins_when_its_grant_is_answered() {
     });
     member.stop();
 }
+
+#[test]
+fn what_apply_and_the_lessor_have_done_is_counted() {
+    let member = TestMember::new();
+    member.wait(async |door| {
+        let call = async |request| door.call(Context::default(), request).await.expect("it is served");
+        call(put("a".into())).await;
+        let ops = [
+            pb::request_op::Request::RequestPut(pb::PutRequest { key: "b".into(), ..Default::default() }),
+            pb::request_op::Request::RequestRange(pb::RangeRequest { key: "a".into(), ..Default::default() }),
+            pb::request_op::Request::RequestDeleteRange(pb::DeleteRangeRequest {
+                key: "a".into(),
+                ..Default::default()
+            }),
+        ];
+        let success = ops.map(|op| pb::RequestOp { request: Some(op) }).to_vec();
+        call(Request::Txn(pb::TxnRequest { success, ..Default::default() })).await;
+        for id in [1, 2] {
+            call(Request::LeaseGrant(pb::LeaseGrantRequest { id, ttl: 60 })).await;
+        }
+        call(Request::LeaseRevoke(pb::LeaseRevokeRequest { id: 2 })).await;
+        for id in [1, 2] {
+            let request = pb::LeaseKeepAliveRequest { id };
+            door.keep_alive(&Context::default(), request).await.expect("it leads");
+        }
+        let counters = &door.views().counters;
+        let counts = [&counters.puts, &counters.deletes, &counters.ranges, &counters.txns].map(|one| one.value());
+        assert_eq!(counts, [2, 1, 1, 1], "puts, deletes, ranges, transactions");
+        assert_eq!((counters.leases_granted.value(), counters.leases_revoked.value()), (2, 1));
+        assert_eq!(door.member().lessor.renewed(), 1);
+    });
+    member.stop();
+}

@@ -169,7 +169,7 @@ fn every_source_file_is_part_of_its_crate() {
         let stem = path.file_stem().expect("a name").to_string_lossy();
         let folder = path.parent().expect("a folder").to_string_lossy().into_owned();
         let is_root =
-            ["lib", "main", "build"].contains(&&*stem) || folder.ends_with("/tests") || folder.ends_with("/benches");
+            ["lib", "main", "build"].contains(&&*stem) || ["/tests", "/benches", "/examples"].iter().any(|roots| folder.ends_with(roots));
         if is_root && !folder.contains("src/") {
             continue;
         }
