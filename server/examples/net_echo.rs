@@ -52,7 +52,6 @@ fn main() {
     let transport = TransportOptions {
         max_concurrent_streams: 100_000,
         message_bytes_max: 2 << 20,
-        keepalive_min_time: Duration::from_secs(5),
         keepalive_interval: None,
         keepalive_timeout: Duration::from_secs(20),
     };

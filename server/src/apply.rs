@@ -19,11 +19,17 @@ use daymark_raft::{Applied, AppliedProgress, Apply, Committed, EntryBody, Waiter
 use daymark_storage::mvcc::{Event, Writer};
 use daymark_storage::{LogId, Result, StorageError};
 
+use daymark_api::etcdserverpb as pb;
+use daymark_api::etcdserverpb::response_op::Response;
+
 use crate::command;
 use crate::error::Error;
 use crate::limits;
 use crate::mailbox::{BatchReplies, Mailbox, ReplyTo};
+use crate::metrics::{AppliedCounters, Counter};
+use crate::request::Reply;
 use crate::state::State;
+use crate::state::lease::LeaseChange;
 use crate::views::Views;
 use crate::watch::ring::AppliedBatch;
 
@@ -119,6 +125,9 @@ impl Applier {
             let broken = |error: Error| StorageError::Invariant { what: format!("entry {id}: {error}") };
             let (identity, command) = command.map_err(broken)?;
             let result = self.state.apply(&mut self.writer, identity.as_ref(), command)?;
+            if let Ok(reply) = &result {
+                count(&self.views.counters, reply);
+            }
             if waiter.is_some() {
                 results.push(result);
             }
@@ -147,6 +156,11 @@ impl Applier {
             self.views.members.store(members);
         }
         for change in effects.leases {
+            let counters = &self.views.counters;
+            match change {
+                LeaseChange::Granted(_) => counters.leases_granted.add(1),
+                LeaseChange::Revoked(_) => counters.leases_revoked.add(1),
+            }
             self.views.leases.push(change);
         }
         self.views.add_applied_bytes(self.bytes);
@@ -195,6 +209,35 @@ impl Applier {
         let woken = self.views.mailboxes.iter().zip(&self.wakes).filter(|(_, wake)| **wake);
         woken.for_each(|(mailbox, _): (&Arc<Mailbox>, _)| mailbox.wake());
     }
+}
+
+/// Counts what a command has done, as its answer tells.
+fn count(counters: &AppliedCounters, reply: &Reply) {
+    match reply {
+        Reply::Put(_) => counters.puts.add(1),
+        Reply::DeleteRange(_) => counters.deletes.add(1),
+        Reply::Txn(response) => {
+            let operations = count_operations(counters, response);
+            counters.txns.add(u64::from(operations > 1));
+        }
+        _ => {}
+    }
+}
+
+/// The number of operations that a transaction has done, nested ones included.
+fn count_operations(counters: &AppliedCounters, response: &pb::TxnResponse) -> usize {
+    let one = |counter: &Counter| {
+        counter.add(1);
+        1
+    };
+    let operations = response.responses.iter().map(|operation| match &operation.response {
+        Some(Response::ResponsePut(_)) => one(&counters.puts),
+        Some(Response::ResponseDeleteRange(_)) => one(&counters.deletes),
+        Some(Response::ResponseRange(_)) => one(&counters.ranges),
+        Some(Response::ResponseTxn(nested)) => count_operations(counters, nested),
+        None => 0,
+    });
+    operations.sum()
 }
 
 /// Entries on their way to the thread "apply". Bounded by admission and by raft, which pauses a replay.

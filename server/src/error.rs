@@ -41,6 +41,8 @@ macro_rules! errors {
             ResponseTooLarge(usize, usize),
             /// Compressed with something that is not supported; holds its name.
             Compression(String),
+            /// The caller broke gRPC's framing; holds what is wrong. Ends its call and nothing else.
+            Protocol(String),
             /// The member is failing; holds the facts. Always followed by its stop.
             Internal(String),
         }
@@ -51,7 +53,7 @@ macro_rules! errors {
                 match self {
                     $(Self::$name => Code::$code,)*
                     Self::UnknownMethod(_) | Self::Compression(_) => Code::Unimplemented,
-                    Self::Malformed(_) | Self::Internal(_) => Code::Internal,
+                    Self::Malformed(_) | Self::Protocol(_) | Self::Internal(_) => Code::Internal,
                     Self::MessageTooLarge(..) | Self::ResponseTooLarge(..) => Code::ResourceExhausted,
                 }
             }
@@ -71,7 +73,7 @@ macro_rules! errors {
                     Self::Compression(name) => {
                         format!("grpc: Decompressor is not installed for grpc-encoding \"{name}\"").into()
                     }
-                    Self::Internal(what) => what.clone().into(),
+                    Self::Protocol(what) | Self::Internal(what) => what.clone().into(),
                 }
             }
         }

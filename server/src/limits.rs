@@ -28,14 +28,29 @@ pub const STREAMS_PER_CONNECTION_MAX: u32 = 131_072;
 pub const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 /// What all streams of a connection may send before it is read.
 pub const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+/// Streams of one connection that the other end has cancelled before they were looked at. Callers with short deadlines
+/// cancel many at once; each costs a few hundred bytes until the next turn of the net thread.
+pub const CANCELLED_STREAMS_MAX: usize = 10_000;
+/// Streams of one connection that the server has ended early and remembers for a second, so that what is still on its
+/// way for them is dropped in silence.
+pub const ENDED_STREAMS_REMEMBERED_MAX: usize = 10_000;
+/// Faults of the other end that each cost one stream, over the life of a connection; one more closes it. Connections
+/// live for months.
+pub const STREAM_FAULTS_MAX: usize = 1_000_000;
+/// What small data frames that wait in one connection may cost beside their bytes, 256 bytes each: as many requests as
+/// one turn of the net thread reads.
+pub const FRAME_OVERHEAD_BYTES_MAX: usize = 16 << 20;
 /// Headers of one request, decompressed.
 pub const HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;
 /// Bytes on their way into one socket, gathered before a write.
 pub const WRITE_BUFFER_BYTES: usize = 64 * 1024;
 /// How long a new connection may take to say which protocol it speaks.
 pub const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the headers of an HTTP/1 request may take.
+/// How long the head of the first HTTP/1 request of a connection may take.
 pub const HTTP1_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an HTTP/1 connection may wait for its next request, head included. Longer than the usual clients keep idle
+/// connections (90 s), so that none sends a request into one that is being closed.
+pub const HTTP1_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Head of one HTTP/1 request.
 pub const HTTP1_HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Connections that a net thread has been given and has not taken yet.

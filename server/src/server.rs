@@ -204,7 +204,18 @@ impl Listeners {
     fn open(self, net: &NetThreads) {
         for listener in &self.0 {
             let (traffic, address) = (listener.url().split(':').next(), listener.url());
-            tracing::info!(traffic, address, "serving client traffic insecurely; this is strongly discouraged!");
+            // Tools wait for these lines.
+            match listener.role() {
+                Role::Client => {
+                    tracing::info!(
+                        traffic,
+                        address,
+                        "serving client traffic insecurely; this is strongly discouraged!"
+                    );
+                }
+                Role::Peer => tracing::info!(traffic, address, "serving peer traffic insecurely"),
+                Role::Metrics => tracing::info!(traffic, address, "serving metrics"),
+            }
         }
         net.listen(self.0);
     }
@@ -463,7 +474,12 @@ fn start_net(parts: &Parts<'_>) -> std::io::Result<Result<NetThreads, StartError
         front
     })?;
     Ok(match publication.recv() {
-        Ok(Ok(())) => Ok(net),
+        Ok(Ok(())) => {
+            let (member, cluster) = (format!("{:x}", views.member_id), format!("{:x}", views.cluster_id));
+            let (name, client_urls) = (&config.name, texts(&config.advertise_client));
+            tracing::info!(member, cluster, name, ?client_urls, "published local member to cluster through raft");
+            Ok(net)
+        }
         Ok(Err(error)) => Err(StartError::new(format!("publishing this member failed: {error}"), "start it again")),
         Err(_) => Err(StartError::new("a net thread ended while it started", "see the log lines above")),
     })
@@ -589,7 +605,7 @@ fn sample_source(member: Arc<Member>, wal: Wal, watched: Arc<[WatchGauges]>) -> 
     Arc::new(move || {
         let (views, raft) = (&member.views, member.raft.status());
         let size = views.keyspace.size().unwrap_or_default();
-        let stats = wal.stats();
+        let (stats, counters) = (wal.stats(), &views.counters);
         let sum = |gauge: fn(&WatchGauges) -> &AtomicU64| -> u64 {
             watched.iter().map(|thread| gauge(thread).load(Ordering::Relaxed)).sum()
         };
@@ -612,7 +628,14 @@ fn sample_source(member: Arc<Member>, wal: Wal, watched: Arc<[WatchGauges]>) -> 
             slow_watchers: sum(|gauges| &gauges.behind),
             wal_fsync: sync_histogram(&stats),
             wal_write_bytes: stats.bytes_written_total,
-            ..Sample::default()
+            lease_expired: member.lessor.expired(),
+            lease_granted: counters.leases_granted.value(),
+            lease_revoked: counters.leases_revoked.value(),
+            lease_renewed: member.lessor.renewed(),
+            puts: counters.puts.value(),
+            deletes: counters.deletes.value(),
+            ranges_applied: counters.ranges.value(),
+            txns: counters.txns.value(),
         }
     })
 }

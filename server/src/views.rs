@@ -13,6 +13,7 @@ use daymark_api::etcdserverpb as pb;
 
 use crate::limits;
 use crate::mailbox::Mailbox;
+use crate::metrics::AppliedCounters;
 use crate::state::lease::LeaseChange;
 
 /// How much room the disks have for more writes, best first.
@@ -53,6 +54,8 @@ pub struct Views {
     applied_bytes: AtomicU64,
     /// A [`Room`].
     room: AtomicU8,
+    /// What apply has done, for metrics.
+    pub counters: AppliedCounters,
     /// What happened to leases, for the lessor.
     pub leases: LeaseFeed,
     /// Active alarms, ordered by member and type.
@@ -73,6 +76,7 @@ impl Views {
             applied_term: AtomicU64::new(0),
             applied_bytes: AtomicU64::new(0),
             room: AtomicU8::new(Room::Ample as u8),
+            counters: AppliedCounters::default(),
             leases: LeaseFeed::new(limits::LEASE_CHANGES_MAX),
             alarms: ArcSwap::default(),
             members: ArcSwap::default(),

@@ -295,3 +295,76 @@ fn a_keep_alive_stream_answers_each_message_and_ends_with_its_requests() {
     assert!(matches!(sink.take(Waker::noop()), Taken::End(Ok(()))));
     member.stop();
 }
+
+/// A client must not be able to stop the member: `stop` fails if the member was given a reason to.
+#[test]
+fn what_a_caller_does_wrong_on_a_keep_alive_stream_ends_that_stream_only() {
+    let member = TestMember::new();
+    for error in [
+        Error::Protocol("unexpected EOF".into()),
+        Error::Malformed("bits".into()),
+        Error::MessageTooLarge(2, 1),
+        Error::Canceled,
+    ] {
+        let sink = Sink::new(1 << 20);
+        let requests = stream::iter([Err(error.clone())]);
+        member.wait(async |door| door.lease_keep_alive(Context::default(), requests, sink.clone()).await);
+        assert!(matches!(sink.take(Waker::noop()), Taken::End(Err(end)) if end == error));
+    }
+    member.stop();
+}
+
+#[test]
+fn the_time_of_a_lease_begins_when_its_grant_is_answered() {
+    let member = TestMember::new();
+    member.wait(async |door| {
+        let left = async || {
+            let ask = pb::LeaseTimeToLiveRequest { id: 7, keys: false };
+            match door.call(Context::default(), Request::LeaseTimeToLive(ask)).await {
+                Ok(Reply::LeaseTimeToLive(left)) => left.ttl,
+                other => panic!("{other:?}"),
+            }
+        };
+        // The leadership has begun, with its grace for leases that are older.
+        assert_eq!(left().await, -1);
+        let grant = pb::LeaseGrantRequest { id: 7, ttl: 60 };
+        door.call(Context::default(), Request::LeaseGrant(grant)).await.expect("a lease");
+        // The lessor's clock has steps of a millisecond. Nobody else has looked at leases meanwhile.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert_eq!(left().await, 59, "60 s less what has passed, rounded down");
+    });
+    member.stop();
+}
+
+#[test]
+fn what_apply_and_the_lessor_have_done_is_counted() {
+    let member = TestMember::new();
+    member.wait(async |door| {
+        let call = async |request| door.call(Context::default(), request).await.expect("it is served");
+        call(put("a".into())).await;
+        let ops = [
+            pb::request_op::Request::RequestPut(pb::PutRequest { key: "b".into(), ..Default::default() }),
+            pb::request_op::Request::RequestRange(pb::RangeRequest { key: "a".into(), ..Default::default() }),
+            pb::request_op::Request::RequestDeleteRange(pb::DeleteRangeRequest {
+                key: "a".into(),
+                ..Default::default()
+            }),
+        ];
+        let success = ops.map(|op| pb::RequestOp { request: Some(op) }).to_vec();
+        call(Request::Txn(pb::TxnRequest { success, ..Default::default() })).await;
+        for id in [1, 2] {
+            call(Request::LeaseGrant(pb::LeaseGrantRequest { id, ttl: 60 })).await;
+        }
+        call(Request::LeaseRevoke(pb::LeaseRevokeRequest { id: 2 })).await;
+        for id in [1, 2] {
+            let request = pb::LeaseKeepAliveRequest { id };
+            door.keep_alive(&Context::default(), request).await.expect("it leads");
+        }
+        let counters = &door.views().counters;
+        let counts = [&counters.puts, &counters.deletes, &counters.ranges, &counters.txns].map(|one| one.value());
+        assert_eq!(counts, [2, 1, 1, 1], "puts, deletes, ranges, transactions");
+        assert_eq!((counters.leases_granted.value(), counters.leases_revoked.value()), (2, 1));
+        assert_eq!(door.member().lessor.renewed(), 1);
+    });
+    member.stop();
+}

@@ -71,10 +71,13 @@ fn bad_command_lines_are_refused_with_etcds_exit_codes() {
     let (code, stderr) = refused(directory.path(), &["--nonsense"], &[]);
     assert_eq!(code, 2);
     assert!(stderr.starts_with("flag provided but not defined: -nonsense; see daymark --help"), "{stderr}");
-    assert_eq!(refused(directory.path(), &["--heartbeat-interval=x"], &[]).0, 2);
+    for argument in ["--heartbeat-interval=x", "--initial-cluster-state=old", "--listen-client-urls=nonsense"] {
+        assert_eq!(refused(directory.path(), &[argument], &[]).0, 2, "{argument}");
+    }
     for (arguments, variables, cause) in [
         (&["stray"][..], &[][..], "'stray' is not a valid flag"),
         (&["--name=a"], &[("ETCD_NAME", "a")], "is shadowed by corresponding command-line flag"),
+        (&[], &[("ETCD_LOG_FORMAT", "x")], "must be one of json, console"),
         (&["--election-timeout=200"], &[], "at least as 5 times"),
         (&["--cert-file=x"], &[], "--cert-file is not served"),
         (&["--log-outputs=missing/file"], &[], "cannot open the log output"),

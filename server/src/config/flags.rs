@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::values::{parse_bool, parse_duration};
+use super::values::{parse_bool, parse_duration, parse_urls};
 
 /// What a flag's value looks like.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -16,6 +16,10 @@ pub enum Kind {
     Signed,
     /// Go's notation: `5s`, `1m30s`, `100ms`.
     Duration,
+    /// URLs to listen on or to tell others, comma list.
+    Urls,
+    /// One of these words.
+    Choice(&'static [&'static str]),
     /// Anything.
     Text,
 }
@@ -47,10 +51,10 @@ pub struct Flag {
 }
 
 macro_rules! flags {
-    ($($handling:ident $kind:ident $name:literal = $default:literal, $meaning:literal;)*) => {
+    ($($handling:ident $kind:ident $(($choices:expr))? $name:literal = $default:literal, $meaning:literal;)*) => {
         /// Every flag.
         pub const FLAGS: &[Flag] = &[$(Flag {
-            name: $name, kind: Kind::$kind, default: $default, meaning: $meaning, handling: Handling::$handling,
+            name: $name, kind: Kind::$kind$((&$choices))?, default: $default, meaning: $meaning, handling: Handling::$handling,
         },)*];
     };
 }
@@ -60,8 +64,8 @@ flags! {
     Used     Text     "name" = "default", "name of this member; key in --initial-cluster";
     Used     Text     "data-dir" = "", "directory of the state; empty: <name>.etcd";
     Used     Text     "wal-dir" = "", "directory of the log; empty: inside the data directory";
-    Used     Text     "listen-peer-urls" = "http://localhost:2380", "where to listen for other members";
-    Used     Text     "listen-client-urls" = "http://localhost:2379", "where to listen for clients (gRPC and HTTP)";
+    Used     Urls     "listen-peer-urls" = "http://localhost:2380", "where to listen for other members";
+    Used     Urls     "listen-client-urls" = "http://localhost:2379", "where to listen for clients (gRPC and HTTP)";
     Refused  Text     "listen-client-http-urls" = "", "separate listeners for HTTP";
     Used     Text     "listen-metrics-urls" = "", "further listeners for metrics and health";
     Accepted Unsigned "max-wals" = "5", "log files kept; Daymark keeps what members still need";
@@ -72,23 +76,23 @@ flags! {
     Used     Unsigned "election-timeout" = "1000", "election timeout in milliseconds; at least 5 heartbeats, at most 50000";
     Accepted Bool     "initial-election-tick-advance" = "true", "shorten the first wait for an election";
     Accepted Bool     "pre-vote" = "true", "ask before campaigning; always on";
-    Used     Signed   "quota-backend-bytes" = "0", "size limit of the data; 0: 2 GiB, negative: none";
+    Accepted Signed   "quota-backend-bytes" = "0", "size limit of the data; shown by Status and not enforced yet: a nearly full disk is";
     Accepted Text     "backend-bbolt-freelist-type" = "", "no meaning here: there is no bbolt";
     Accepted Duration "backend-batch-interval" = "0s", "no meaning here: each batch is committed when applied";
     Accepted Signed   "backend-batch-limit" = "0", "no meaning here: each batch is committed when applied";
     Used     Unsigned "max-txn-ops" = "128", "most operations in one transaction";
     Used     Unsigned "max-request-bytes" = "1572864", "largest request";
     Used     Unsigned "max-concurrent-streams" = "4294967295", "most streams of one client connection";
-    Used     Duration "grpc-keepalive-min-time" = "5s", "least distance of a client's pings";
+    Accepted Duration "grpc-keepalive-min-time" = "5s", "least distance of a client's pings; any distance is allowed";
     Used     Duration "grpc-keepalive-interval" = "2h", "idle time after which the server pings; 0: never";
     Used     Duration "grpc-keepalive-timeout" = "20s", "how long the server waits for the answer to a ping";
     Used     Bool     "socket-reuse-port" = "false", "set SO_REUSEPORT on listeners";
-    Used     Bool     "socket-reuse-address" = "false", "set SO_REUSEADDR on listeners";
+    Accepted Bool     "socket-reuse-address" = "false", "set SO_REUSEADDR on listeners; always set";
     Accepted Duration "raft-read-timeout" = "5s", "read limit of a connection between members";
     Accepted Duration "raft-write-timeout" = "5s", "write limit of a connection between members";
     Accepted Bool     "memory-mlock" = "false", "lock pages in memory; Daymark bounds its memory instead";
     Accepted Unsigned "bootstrap-defrag-threshold-megabytes" = "0", "no meaning here: there is nothing to defragment";
-    Used     Duration "warning-apply-duration" = "100ms", "apply of a command that takes longer is logged";
+    Accepted Duration "warning-apply-duration" = "100ms", "log a slow apply; commands are applied in batches and not timed";
     Used     Duration "warning-unary-request-duration" = "300ms", "a request that takes longer is logged";
     Used     Bool     "unsafe-no-fsync" = "false", "do not sync the log: a power cut loses acknowledged writes";
     Refused  Bool     "force-new-cluster" = "false", "restart as a cluster of one member that keeps its data";
@@ -97,10 +101,10 @@ flags! {
     Used     Bool     "version" = "false", "print versions and leave";
 
     // Cluster.
-    Used     Text     "initial-advertise-peer-urls" = "http://localhost:2380", "peer URLs told to other members";
-    Used     Text     "advertise-client-urls" = "http://localhost:2379", "client URLs told to others; needed with --listen-client-urls";
+    Used     Urls     "initial-advertise-peer-urls" = "http://localhost:2380", "peer URLs told to other members";
+    Used     Urls     "advertise-client-urls" = "http://localhost:2379", "client URLs told to others; needed with --listen-client-urls";
     Used     Text     "initial-cluster" = "default=http://localhost:2380", "first members: name=url,name=url";
-    Used     Text     "initial-cluster-state" = "new", "new or existing";
+    Used     Choice(["new", "existing"]) "initial-cluster-state" = "new", "new or existing";
     Used     Text     "initial-cluster-token" = "etcd-cluster", "mixed into the ids of cluster and members";
     Accepted Bool     "strict-reconfig-check" = "true", "refuse membership changes that endanger the quorum; always on";
     Accepted Unsigned "max-learners" = "1", "most learners";
@@ -119,7 +123,7 @@ flags! {
     Accepted Text     "discovery-cacert" = "", "discovery client";
     Accepted Text     "discovery-user" = "", "discovery client";
     Accepted Text     "discovery-password" = "", "discovery client";
-    Accepted Text     "discovery-fallback" = "exit", "exit or proxy";
+    Accepted Choice(["exit", "proxy"]) "discovery-fallback" = "exit", "exit or proxy";
     Refused  Text     "discovery-srv" = "", "bootstrap by DNS SRV";
     Refused  Text     "discovery-srv-name" = "", "bootstrap by DNS SRV";
 
@@ -155,13 +159,13 @@ flags! {
     Accepted Unsigned "bcrypt-cost" = "10", "cost of hashing a password";
 
     // Logging, metrics, tracing.
-    Used     Text     "logger" = "zap", "only zap";
+    Used     Choice(["zap"]) "logger" = "zap", "only zap";
     Used     Text     "log-outputs" = "default", "default, stdout, stderr or file paths, comma list";
     Used     Text     "log-level" = "info", "debug, info, warn, error, panic or fatal";
-    Used     Text     "log-format" = "json", "json or console";
+    Used     Choice(["json", "console"]) "log-format" = "json", "json or console";
     Refused  Bool     "enable-log-rotation" = "false", "rotate the log file";
     Accepted Text     "log-rotation-config-json" = "{\"maxsize\":100,\"maxage\":0,\"maxbackups\":0,\"localtime\":false,\"compress\":false}", "how to rotate";
-    Used     Text     "metrics" = "basic", "basic or extensive";
+    Accepted Choice(["basic", "extensive"]) "metrics" = "basic", "basic or extensive; both show the same metrics";
     Accepted Bool     "enable-pprof" = "false", "no meaning here: pprof is Go's";
     Refused  Bool     "enable-distributed-tracing" = "false", "send traces by OTLP";
     Accepted Text     "distributed-tracing-address" = "localhost:4317", "where to send traces";
@@ -170,7 +174,7 @@ flags! {
     Accepted Unsigned "distributed-tracing-sampling-rate" = "0", "samples per million";
 
     // Background work.
-    Used     Text     "auto-compaction-mode" = "periodic", "periodic or revision";
+    Used     Choice(["periodic", "revision"]) "auto-compaction-mode" = "periodic", "periodic or revision";
     Used     Text     "auto-compaction-retention" = "0", "0: off; periodic: hours or a duration, revision: a number";
     Accepted Unsigned "compaction-batch-limit" = "0", "no meaning here: compaction drops whole files";
     Accepted Duration "compaction-sleep-interval" = "0s", "no meaning here: compaction does not pause";
@@ -202,7 +206,7 @@ flags! {
     Accepted Unsigned "experimental-snapshot-catchup-entries" = "5000", "old name";
     Accepted Bool     "experimental-stop-grpc-service-on-defrag" = "false", "old name";
     Accepted Bool     "experimental-txn-mode-write-with-shared-buffer" = "true", "old name";
-    Used     Duration "experimental-warning-apply-duration" = "100ms", "old name of --warning-apply-duration";
+    Accepted Duration "experimental-warning-apply-duration" = "100ms", "old name of --warning-apply-duration";
     Used     Duration "experimental-warning-unary-request-duration" = "300ms", "old name of --warning-unary-request-duration";
     Used     Duration "experimental-watch-progress-notify-interval" = "0s", "old name of --watch-progress-notify-interval";
     Accepted Text     "v2-deprecation" = "", "etcd up to 3.7";
@@ -257,9 +261,8 @@ impl Given {
 
     /// Sets a value after a check of its form; the last one wins.
     pub fn set(&mut self, flag: &'static Flag, value: String) -> Result<(), String> {
-        if !well_formed(flag.kind, &value) {
-            return Err(format!("invalid value {value:?} for flag -{}: parse error", flag.name));
-        }
+        well_formed(flag.kind, &value)
+            .map_err(|why| format!("invalid value {value:?} for flag -{}: {why}", flag.name))?;
         self.values.insert(flag.name, value);
         Ok(())
     }
@@ -353,21 +356,26 @@ pub const USAGE: &str = "Usage:
   daymark -h | --help        show all flags
 ";
 
-fn well_formed(kind: Kind, value: &str) -> bool {
-    match kind {
+fn well_formed(kind: Kind, value: &str) -> Result<(), String> {
+    let fine = match kind {
         Kind::Bool => parse_bool(value).is_some(),
         Kind::Unsigned => value.parse::<u64>().is_ok(),
         Kind::Signed => value.parse::<i64>().is_ok(),
         Kind::Duration => parse_duration(value).is_some(),
-        Kind::Text => true,
-    }
+        Kind::Urls => return parse_urls(value).map(|_| ()),
+        Kind::Choice(choices) if !choices.contains(&value) => {
+            return Err(format!("must be one of {}", choices.join(", ")));
+        }
+        Kind::Choice(_) | Kind::Text => true,
+    };
+    if fine { Ok(()) } else { Err("parse error".into()) }
 }
 
 fn same(flag: &Flag, value: &str) -> bool {
     match flag.kind {
         Kind::Bool => parse_bool(value) == parse_bool(flag.default),
         Kind::Duration => parse_duration(value) == parse_duration(flag.default),
-        Kind::Unsigned | Kind::Signed | Kind::Text => value == flag.default,
+        Kind::Unsigned | Kind::Signed | Kind::Urls | Kind::Choice(_) | Kind::Text => value == flag.default,
     }
 }
 
@@ -416,6 +424,12 @@ mod tests {
             ("--heartbeat-interval=fast", "invalid value \"fast\" for flag -heartbeat-interval: parse error"),
             ("--pre-vote=maybe", "invalid value \"maybe\" for flag -pre-vote: parse error"),
             ("--grpc-keepalive-min-time=5", "invalid value \"5\" for flag -grpc-keepalive-min-time: parse error"),
+            ("--log-format=x", "invalid value \"x\" for flag -log-format: must be one of json, console"),
+            (
+                "--listen-client-urls=localhost:1",
+                "invalid value \"localhost:1\" for flag -listen-client-urls: URL scheme must be http, https, unix, or \
+                 unixs: localhost:1",
+            ),
             ("---name=a", "bad flag syntax: ---name=a"),
             ("--=a", "bad flag syntax: --=a"),
         ] {
@@ -435,7 +449,7 @@ mod tests {
     #[test]
     fn names_are_unique_and_defaults_are_well_formed() {
         for (position, flag) in FLAGS.iter().enumerate() {
-            assert!(well_formed(flag.kind, flag.default), "{}", flag.name);
+            assert_eq!(well_formed(flag.kind, flag.default), Ok(()), "{}", flag.name);
             assert!(FLAGS[..position].iter().all(|other| other.name != flag.name), "{} twice", flag.name);
             assert!(!flag.meaning.is_empty(), "{}", flag.name);
         }

@@ -42,7 +42,6 @@ pub struct Config {
     pub unsafe_no_fsync: bool,
     pub auto_compaction: AutoCompaction,
     pub watch_progress_interval: Duration,
-    pub warning_apply: Duration,
     pub warning_unary_request: Duration,
 
     /// Allowed origins and Host names; empty: all.
@@ -50,8 +49,6 @@ pub struct Config {
     pub host_whitelist: Vec<String>,
 
     pub log: LogOptions,
-    /// Histograms of request durations, too.
-    pub metrics_extensive: bool,
 
     pub memory_budget_bytes: u64,
     pub net_threads: usize,
@@ -61,7 +58,6 @@ pub struct Config {
 #[derive(Copy, Clone, Debug, Default)]
 pub struct SocketOptions {
     pub reuse_port: bool,
-    pub reuse_address: bool,
 }
 
 /// How connections of clients are kept.
@@ -70,7 +66,6 @@ pub struct TransportOptions {
     pub max_concurrent_streams: u32,
     /// Largest message that is received.
     pub message_bytes_max: usize,
-    pub keepalive_min_time: Duration,
     /// `None`: the server never pings.
     pub keepalive_interval: Option<Duration>,
     pub keepalive_timeout: Duration,
@@ -150,12 +145,9 @@ impl Config {
                 "" => Vec::new(),
                 _ => listen_urls(given, "listen-metrics-urls")?,
             },
-            advertise_client: advertise_client(given)?,
+            advertise_client: advertise_client(given, &mut warnings)?,
             advertise_peer,
-            socket: SocketOptions {
-                reuse_port: truth(given, "socket-reuse-port"),
-                reuse_address: truth(given, "socket-reuse-address"),
-            },
+            socket: SocketOptions { reuse_port: truth(given, "socket-reuse-port") },
             initial_cluster,
             cluster_is_new: given.text("initial-cluster-state") == "new",
             cluster_token: given.text("initial-cluster-token").to_owned(),
@@ -171,12 +163,10 @@ impl Config {
                 Duration::ZERO => limits::WATCH_PROGRESS_INTERVAL,
                 interval => interval.max(limits::WATCH_PROGRESS_INTERVAL_MIN),
             },
-            warning_apply: either(given, "warning-apply-duration"),
             warning_unary_request: either(given, "warning-unary-request-duration"),
             cors: list_or_all(given.text("cors")),
             host_whitelist: list_or_all(given.text("host-whitelist")),
             log: log_options(given)?,
-            metrics_extensive: given.text("metrics") == "extensive",
             memory_budget_bytes: number(given, "daymark-memory-budget-bytes")?,
             net_threads: number(given, "daymark-net-threads")?.min(limits::NET_THREADS_MAX as u64) as usize,
             name,
@@ -207,21 +197,11 @@ fn refuse_and_warn(given: &Given) -> Result<Vec<String>, String> {
     Ok(warnings)
 }
 
-/// Flags that have only a few possible values.
+/// What a flag's form alone does not say: kinds of tokens, and the names of feature gates.
 fn check_choices(given: &Given) -> Result<(), String> {
-    for (flag, choices) in [
-        ("initial-cluster-state", &["new", "existing"][..]),
-        ("auto-compaction-mode", &["periodic", "revision"]),
-        ("log-format", &["json", "console"]),
-        ("logger", &["zap"]),
-        ("metrics", &["basic", "extensive"]),
-        ("discovery-fallback", &["exit", "proxy"]),
-        ("auth-token", &["simple"]),
-    ] {
-        let value = given.text(flag);
-        if !choices.contains(&value) {
-            return Err(format!("invalid value {value:?} for flag -{flag}: must be one of {}", choices.join(", ")));
-        }
+    let tokens = given.text("auth-token");
+    if tokens != "simple" {
+        return Err(format!("invalid value {tokens:?} for flag -auth-token: must be simple"));
     }
     for gate in given.text("feature-gates").split(',').map(str::trim).filter(|gate| !gate.is_empty()) {
         let (name, value) = gate.split_once('=').ok_or(format!("missing bool value for feature gate {gate}"))?;
@@ -275,15 +255,15 @@ fn listen_urls(given: &Given, flag: &str) -> Result<Vec<Url>, String> {
     Ok(urls)
 }
 
-fn advertise_client(given: &Given) -> Result<Vec<Url>, String> {
+fn advertise_client(given: &Given, warnings: &mut Vec<String>) -> Result<Vec<Url>, String> {
     if given.has("listen-client-urls") && !given.has("advertise-client-urls") {
         return Err("--advertise-client-urls is required when --listen-client-urls is set explicitly".into());
     }
     let urls = urls(given, "advertise-client-urls")?;
-    match urls.iter().find(|url| url.host_and_port().is_some_and(|(host, _)| host == "0.0.0.0")) {
-        Some(url) => Err(format!("--advertise-client-urls: {url} is no address that clients can connect to")),
-        None => Ok(urls),
+    for url in urls.iter().filter(|url| url.host_and_port().is_some_and(|(host, _)| host == "0.0.0.0")) {
+        warnings.push(format!("--advertise-client-urls: {url} is no address that clients on other machines can use"));
     }
+    Ok(urls)
 }
 
 /// `name=url,name=url`; a name may repeat. Without the flag this member alone is the cluster.
@@ -364,7 +344,6 @@ fn transport(given: &Given, max_request_bytes: usize) -> Result<TransportOptions
     Ok(TransportOptions {
         max_concurrent_streams: streams.min(u64::from(limits::STREAMS_PER_CONNECTION_MAX)) as u32,
         message_bytes_max: max_request_bytes.saturating_add(limits::MESSAGE_OVERHEAD_BYTES),
-        keepalive_min_time: duration(given, "grpc-keepalive-min-time"),
         keepalive_interval: Some(duration(given, "grpc-keepalive-interval")).filter(|interval| !interval.is_zero()),
         keepalive_timeout: duration(given, "grpc-keepalive-timeout"),
     })
@@ -413,6 +392,7 @@ mod tests {
     fn config(line: &str) -> Result<(Config, Vec<String>), String> {
         match flags::parse(line.split_whitespace().map(str::to_owned)) {
             Ok(flags::Parsed::Start(given)) => Config::from_given(&given),
+            Err(flags::ParseError::Flag(error)) => Err(error),
             other => panic!("{line}: {other:?}"),
         }
     }
@@ -453,10 +433,9 @@ mod tests {
             ("--initial-cluster default=http://localhost:9", "but --initial-advertise-peer-urls says"),
             ("--initial-cluster http://localhost:9", "not of the form name=url"),
             ("--initial-cluster default=http://localhost:2380,b=http://localhost:2", "several members"),
-            ("--initial-cluster-state old", "must be one of new, existing"),
             ("--feature-gates Nonsense=true", "unrecognized feature gate: Nonsense"),
             ("--feature-gates AllBeta", "missing bool value"),
-            ("--auth-token jwt,pub-key=x", "must be one of simple"),
+            ("--auth-token jwt,pub-key=x", "must be simple"),
             ("--log-level loud", "unrecognized level"),
             ("--log-outputs systemd/journal", "not served"),
             ("--auto-compaction-retention soon", "neither a number nor a duration"),
@@ -484,6 +463,15 @@ mod tests {
         let (_, warnings) = config("--snapshot-count 10000 --max-wals 7 --v 3").expect("accepted");
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         assert!(warnings[0].contains("--max-wals has no effect"));
+    }
+
+    #[test]
+    fn an_address_that_others_cannot_use_is_advertised_with_a_warning() {
+        let line = "--listen-client-urls http://0.0.0.0:2379 --advertise-client-urls http://0.0.0.0:2379";
+        let (config, warnings) = config(line).expect("etcd starts with it");
+        assert_eq!(config.advertise_client[0].to_string(), "http://0.0.0.0:2379");
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].starts_with("--advertise-client-urls: http://0.0.0.0:2379 "), "{warnings:?}");
     }
 
     /// Of a command batch that is closed once it is full, the last command may be a request of any allowed size.
@@ -514,7 +502,7 @@ mod tests {
 
     #[test]
     fn an_old_name_counts_where_the_new_one_is_not_given() {
-        let (config, _) = config("--experimental-warning-apply-duration 7ms").expect("old name");
-        assert_eq!(config.warning_apply, Duration::from_millis(7));
+        let (config, _) = config("--experimental-warning-unary-request-duration 7ms").expect("old name");
+        assert_eq!(config.warning_unary_request, Duration::from_millis(7));
     }
 }

@@ -55,6 +55,11 @@ impl Bound {
         }
     }
 
+    /// What is served on it.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
     /// The URL as configured.
     pub fn url(&self) -> &str {
         &self.url

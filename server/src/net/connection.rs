@@ -65,18 +65,29 @@ async fn first_bytes(socket: &mut Socket) -> Option<(bool, Bytes)> {
 
 async fn serve_http1<D: FrontDoor>(thread: Rc<Thread<D>>, io: Io, role: Role) {
     let mut stopping = thread.stopping.clone();
+    let asked = Rc::new(Cell::new(false));
+    let seen = asked.clone();
     let service = hyper::service::service_fn(move |request| {
+        seen.set(true);
         let thread = thread.clone();
         async move { Ok::<_, Infallible>(http::respond(&thread, role, request).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits::HTTP1_HEADER_TIMEOUT)
+        // It runs from the end of the request before: this is the time between requests, too.
+        .header_read_timeout(limits::HTTP1_IDLE_TIMEOUT)
         .max_buf_size(limits::HTTP1_HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(io), service);
     let mut connection = pin!(connection);
+    let never_asks = async {
+        tokio::time::sleep(limits::HTTP1_HEADER_TIMEOUT).await;
+        if asked.get() {
+            std::future::pending::<()>().await;
+        }
+    };
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        () = never_asks => return,
         _ = stopping.wait_for(|stop| *stop) => {
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -95,6 +106,10 @@ async fn serve_http2<D: FrontDoor>(thread: Rc<Thread<D>>, io: Io, peer: Option<s
         .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(transport.max_concurrent_streams)
         .max_header_list_size(limits::HEADER_LIST_BYTES_MAX)
+        .max_pending_accept_reset_streams(limits::CANCELLED_STREAMS_MAX)
+        .max_concurrent_reset_streams(limits::ENDED_STREAMS_REMEMBERED_MAX)
+        .max_local_error_reset_streams(Some(limits::STREAM_FAULTS_MAX))
+        .data_frame_budget(limits::FRAME_OVERHEAD_BYTES_MAX)
         .handshake::<_, Bytes>(io);
     let mut connection = match tokio::time::timeout(limits::PREFACE_TIMEOUT, handshake).await {
         Ok(Ok(connection)) => connection,

@@ -44,7 +44,7 @@ impl MessageReader {
                 // The only error that a body can have is that the other end has gone.
                 Some(Err(_)) => return Poll::Ready(Some(Err(Error::Canceled))),
                 None if self.chunk.is_empty() && self.partial.is_empty() => return Poll::Ready(None),
-                None => return Poll::Ready(Some(Err(Error::Internal("unexpected EOF".into())))),
+                None => return Poll::Ready(Some(Err(Error::Protocol("unexpected EOF".into())))),
             }
         }
     }
@@ -54,13 +54,13 @@ impl MessageReader {
         let none = "cardinality violation: received no request message from non-client-streaming RPC";
         let several = "cardinality violation: received multiple request messages for non-client-streaming RPC";
         let message = std::future::poll_fn(|cx| self.poll_message(cx)).await;
-        let message = message.unwrap_or_else(|| Err(Error::Internal(none.into())))?;
+        let message = message.unwrap_or_else(|| Err(Error::Protocol(none.into())))?;
         if self.chunk.is_empty() && self.partial.is_empty() && self.body.is_end_stream() {
             return Ok(message);
         }
         match std::future::poll_fn(|cx| self.poll_message(cx)).await {
             None => Ok(message),
-            Some(Ok(_)) => Err(Error::Internal(several.into())),
+            Some(Ok(_)) => Err(Error::Protocol(several.into())),
             Some(Err(error)) => Err(error),
         }
     }
@@ -106,8 +106,8 @@ fn message_length(bytes: &[u8], message_bytes_max: usize) -> Result<Option<usize
     let [flag, length @ ..] = bytes else { return Ok(None) };
     match flag {
         0 => {}
-        1 => return Err(Error::Internal("grpc: compressed flag set with identity or empty encoding".into())),
-        other => return Err(Error::Internal(format!("grpc: received unexpected payload format {other}"))),
+        1 => return Err(Error::Protocol("grpc: compressed flag set with identity or empty encoding".into())),
+        other => return Err(Error::Protocol(format!("grpc: received unexpected payload format {other}"))),
     }
     let Some(length) = length.first_chunk::<4>() else { return Ok(None) };
     let length = u32::from_be_bytes(*length) as usize;
@@ -119,7 +119,11 @@ fn message_length(bytes: &[u8], message_bytes_max: usize) -> Result<Option<usize
 
 /// Decodes a message; its `bytes` fields are slices of `bytes`.
 pub(crate) fn decode<M: Message + Default>(bytes: Bytes) -> Result<M, Error> {
-    M::decode(bytes).map_err(|error| Error::Malformed(error.to_string()))
+    M::decode(bytes).map_err(|error| {
+        let text = error.to_string();
+        // Only transactions nest. The decoder names every level that it went down.
+        if text.ends_with("recursion limit reached") { Error::TooManyOps } else { Error::Malformed(text) }
+    })
 }
 
 /// A message with its prefix.

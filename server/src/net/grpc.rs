@@ -61,8 +61,8 @@ pub(crate) async fn handle<D: FrontDoor>(
         Ok(headers) => headers,
         Err(refusal) => return refuse(&mut respond, refusal),
     };
-    let Some(rpc) = Rpc::from_path(head.uri.path()) else {
-        return send_status(&mut respond, &unknown(head.uri.path()));
+    let Some(rpc) = Rpc::from_path(path(&head)) else {
+        return send_status(&mut respond, &unknown(path(&head)));
     };
     drop(head);
     let counters = thread.counters.rpc(rpc);
@@ -76,6 +76,11 @@ pub(crate) async fn handle<D: FrontDoor>(
     };
     let code = usize::from(status.code).min(counters.handled.len() - 1);
     counters.handled[code].add(1);
+}
+
+/// The path as sent: gRPC knows no query, so whatever looks like one belongs to the method's name.
+fn path(head: &request::Parts) -> &str {
+    head.uri.path_and_query().map_or("", |path| path.as_str())
 }
 
 /// What the headers of a call say.
@@ -129,8 +134,8 @@ impl Headers {
         if let Some(encoding) = encoding {
             let name = String::from_utf8_lossy(encoding.as_bytes()).into_owned();
             // An unknown method comes first, as in grpc-go.
-            let known = Rpc::from_path(head.uri.path()).is_some();
-            let status = if known { Error::Compression(name).into() } else { unknown(head.uri.path()) };
+            let known = Rpc::from_path(path(head)).is_some();
+            let status = if known { Error::Compression(name).into() } else { unknown(path(head)) };
             return Err(Refusal::Grpc(status));
         }
         headers.context.token = token.or(authorization).map(|value| {
@@ -196,6 +201,10 @@ async fn unary<D: FrontDoor>(
         let message = body.only_message().await?;
         thread.counters.rpc(rpc).received.add(1);
         thread.counters.received_bytes.add(message.len() as u64);
+        if is_over(deadline) {
+            // Nobody waits for it any more. The timer is too coarse to tell.
+            return Err(Error::DeadlineExceeded.into());
+        }
         if rpc == Rpc::HealthCheck {
             return health_check(frames::decode(message)?);
         }
@@ -210,7 +219,7 @@ async fn unary<D: FrontDoor>(
     let durations = if result.is_ok() { &thread.counters.succeeded } else { &thread.counters.failed };
     durations.observe(elapsed);
     if elapsed > thread.options.warning_unary_request {
-        tracing::warn!(method = rpc.method(), took_ms = elapsed.as_millis() as u64, "slow unary request");
+        tracing::warn!(method = rpc.method(), took_ms = elapsed.as_millis() as u64, "request stats");
     }
     match result {
         Ok(message) => {
@@ -224,6 +233,10 @@ async fn unary<D: FrontDoor>(
             status
         }
     }
+}
+
+fn is_over(deadline: Option<Instant>) -> bool {
+    deadline.is_some_and(|deadline| deadline <= Instant::now())
 }
 
 /// Runs a call until it ends, its deadline passes, or its caller goes.
@@ -314,8 +327,13 @@ async fn stream<D: FrontDoor>(
         send_status(respond, &status);
         return status;
     }
-    let Ok(send) = respond.send_response(response_head(), false) else { return Error::Canceled.into() };
     let deadline = headers.timeout.map(|timeout| Instant::now() + timeout);
+    if is_over(deadline) {
+        let status = Error::DeadlineExceeded.into();
+        send_status(respond, &status);
+        return status;
+    }
+    let Ok(send) = respond.send_response(response_head(), false) else { return Error::Canceled.into() };
     let sink = Sink::new(limits::STREAM_QUEUE_BYTES_MAX);
     let pump = Pump::new(thread, rpc, sink.clone(), send);
     let counters = thread.counters.clone();

@@ -13,6 +13,8 @@ use super::{FrontDoor, Thread};
 
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
+/// The text form of metrics.
+const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Kinds of alarm, by their numbers on the wire.
 const NO_SPACE: i32 = 1;
 const CORRUPT: i32 = 2;
@@ -28,7 +30,7 @@ pub(crate) async fn respond<D: FrontDoor>(
     }
     let origin = allowed_origin(&thread.options.cors, request.headers());
     let mut response = match origin {
-        Some(_) if role == Role::Client && request.method() == Method::OPTIONS => answer(StatusCode::OK, TEXT, ""),
+        _ if role == Role::Client && request.method() == Method::OPTIONS => answer(StatusCode::OK, TEXT, ""),
         _ => route(thread, role, request.method(), request.uri().path(), request.uri().query().unwrap_or("")).await,
     };
     if let (Some(origin), Role::Client) = (origin, role) {
@@ -54,7 +56,7 @@ async fn route<D: FrontDoor>(
         ("/version", Role::Client | Role::Peer) if reads => answer(StatusCode::OK, JSON, version()),
         ("/version", Role::Client | Role::Peer) => not_allowed(),
         (_, Role::Peer) => not_found(),
-        ("/metrics", _) => answer(StatusCode::OK, prometheus::TEXT_FORMAT, thread.metrics.text()),
+        ("/metrics", _) => answer(StatusCode::OK, METRICS, thread.metrics.text()),
         ("/health", _) if reads => health(thread, query).await,
         ("/health" | "/livez" | "/readyz", _) if !reads => not_allowed(),
         _ => match checks_of(path) {

@@ -36,6 +36,17 @@ struct Seen {
     ended: AtomicUsize,
     pushed: AtomicUsize,
     corrupt: AtomicUsize,
+    /// Failures of the member itself that a service was given by the transport.
+    fatal: AtomicUsize,
+}
+
+impl Seen {
+    /// As the real door does it: this kind of error stops the member.
+    fn look_at(&self, error: &Error) {
+        if matches!(error, Error::Internal(_)) {
+            self.fatal.fetch_add(1, Ordering::SeqCst);
+        }
+    }
 }
 
 struct Ended(Arc<Seen>);
@@ -88,7 +99,14 @@ impl FrontDoor for FakeDoor {
     /// key `end` ends the call with an error; any other is echoed.
     async fn watch(self: &Rc<Self>, _: Context, mut requests: RequestStream<pb::WatchRequest>, sink: Sink) {
         let _ended = Ended(self.seen.clone());
-        while let Some(Ok(request)) = requests.next().await {
+        while let Some(request) = requests.next().await {
+            let request = match request {
+                Ok(request) => request,
+                Err(error) => {
+                    self.seen.look_at(&error);
+                    return sink.finish(Err(error));
+                }
+            };
             let Some(pb::watch_request::RequestUnion::CreateRequest(create)) = request.request_union else { continue };
             match &create.key[..] {
                 b"end" => return sink.finish(Err(Error::NoLeader)),
@@ -110,7 +128,10 @@ impl FrontDoor for FakeDoor {
                     let response = pb::LeaseKeepAliveResponse { id: request.id, ttl: 5, ..Default::default() };
                     sink.push(MessageParts::from_iter([response.encode_to_vec().into()]));
                 }
-                Err(error) => return sink.finish(Err(error)),
+                Err(error) => {
+                    self.seen.look_at(&error);
+                    return sink.finish(Err(error));
+                }
             }
         }
     }
@@ -151,22 +172,29 @@ struct Server {
 
 impl Server {
     fn start() -> Self {
-        Self::start_with(TransportOptions {
+        Self::start_with(Self::transport())
+    }
+
+    fn transport() -> TransportOptions {
+        TransportOptions {
             max_concurrent_streams: 10_000,
             message_bytes_max: 2_097_152,
-            keepalive_min_time: Duration::from_secs(5),
             keepalive_interval: None,
             keepalive_timeout: Duration::from_millis(300),
-        })
+        }
     }
 
     fn start_with(transport: TransportOptions) -> Self {
+        Self::start_for_origins(transport, Vec::new())
+    }
+
+    fn start_for_origins(transport: TransportOptions, cors: Vec<String>) -> Self {
         let seen = Arc::new(Seen::default());
         let options = NetOptions {
             threads: 2,
             transport,
             warning_unary_request: Duration::from_secs(3600),
-            cors: Vec::new(),
+            cors,
             host_whitelist: Vec::new(),
             grace: Duration::from_millis(500),
         };
@@ -446,6 +474,34 @@ fn a_message_over_the_limit_is_refused_and_one_at_the_limit_is_not() {
 }
 
 #[test]
+fn a_caller_that_breaks_the_framing_ends_its_call_and_nothing_else() {
+    let compressed = "grpc: compressed flag set with identity or empty encoding";
+    with_server(async |server| {
+        let client = server.connect().await;
+        for (body, text) in [
+            (&b"\x01\0\0\0\0"[..], compressed),
+            (b"\x01\0\0\0\x02\x08\x07", compressed),
+            (b"\x02\0\0\0\0", "grpc: received unexpected payload format 2"),
+            (b"\0\0\0\0\x09\x08\x07", "unexpected EOF"),
+            (b"\0\0", "unexpected EOF"),
+        ] {
+            for method in ["KV/Put", "Watch/Watch", "Lease/LeaseKeepAlive"] {
+                let path = format!("/etcdserverpb.{method}");
+                let answer = client.raw(&path, &[], Bytes::from_static(body)).await.expect("call");
+                assert_eq!((answer.code, &*answer.text), (13, text), "{method} {body:?}");
+            }
+        }
+        for body in [Bytes::new(), [frame(&put_request("k")), frame(&put_request("k"))].concat().into()] {
+            let answer = client.raw("/etcdserverpb.KV/Put", &[], body).await.expect("call");
+            assert_eq!(answer.code, 13);
+            assert!(answer.text.starts_with("cardinality violation: received "), "{}", answer.text);
+        }
+        assert_eq!(server.seen.fatal.load(Ordering::SeqCst), 0, "no wire fault is a failure of the member");
+        assert_eq!(client.put("k").await.code, 0, "the same connection still serves");
+    });
+}
+
+#[test]
 fn a_deadline_ends_a_call_and_drops_its_work() {
     with_server(async |server| {
         let client = server.connect().await;
@@ -487,6 +543,138 @@ fn a_caller_that_goes_takes_its_work_along() {
         let open = || (0..2).map(|n| server.metrics.net(n).connections.load(Ordering::Relaxed)).sum::<u64>();
         eventually("the connection is forgotten", || open() == 0).await;
     });
+}
+
+#[test]
+fn a_deadline_that_is_over_begins_nothing() {
+    with_server(async |server| {
+        let client = server.connect().await;
+        for timeout in ["0m", "0n", "1n", "00000000H"] {
+            for (method, body) in [("KV/Put", frame(&put_request("k"))), ("Watch/Watch", frame(&watch_create("one")))] {
+                let path = format!("/etcdserverpb.{method}");
+                let answer = client.raw(&path, &[("grpc-timeout", timeout)], body).await.expect("call");
+                assert_eq!((answer.code, &*answer.text), (4, "context deadline exceeded"), "{timeout} {method}");
+                assert!(answer.body.is_empty());
+            }
+        }
+        assert_eq!(server.seen.calls.load(Ordering::SeqCst), 0);
+        assert_eq!(server.seen.ended.load(Ordering::SeqCst), 0, "no watch has begun either");
+    });
+}
+
+/// One HTTP/2 frame.
+fn h2_frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// Headers of a Put, all as literals without indexing.
+fn h2_put_headers() -> Vec<u8> {
+    let mut block = Vec::new();
+    for (name, value) in [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", "/etcdserverpb.KV/Put"),
+        (":authority", "x"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ] {
+        block.push(0);
+        for text in [name, value] {
+            block.push(text.len() as u8);
+            block.extend_from_slice(text.as_bytes());
+        }
+    }
+    block
+}
+
+/// Reads frames until headers come for a stream; panics if the connection ends before.
+fn await_headers(socket: &mut StdTcpStream, wanted: u32) {
+    loop {
+        let mut head = [0; 9];
+        socket.read_exact(&mut head).expect("the connection stands");
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; length as usize];
+        socket.read_exact(&mut payload).expect("the connection stands");
+        let (kind, stream) = (head[3], u32::from_be_bytes([head[5], head[6], head[7], head[8]]));
+        assert_ne!(kind, 7, "GOAWAY {payload:?}");
+        if kind == 1 && stream == wanted {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_burst_of_cancelled_or_of_tiny_calls_does_not_cost_the_connection() {
+    let server = Server::start();
+    let mut socket = StdTcpStream::connect(server.address).expect("connect");
+    socket.set_read_timeout(Some(Duration::from_secs(10))).expect("timeout");
+    let (headers, message) = (h2_put_headers(), frame(&put_request("k")));
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend(h2_frame(4, 0, 0, &[]));
+    for number in 0..3_000 {
+        bytes.extend(h2_frame(1, 4, 2 * number + 1, &headers));
+        bytes.extend(h2_frame(3, 0, 2 * number + 1, &[0, 0, 0, 8]));
+    }
+    let tiny = 3_000..12_000;
+    for number in tiny.clone() {
+        bytes.extend(h2_frame(1, 4, 2 * number + 1, &headers));
+        bytes.extend(h2_frame(0, 1, 2 * number + 1, &message));
+    }
+    let mut writer = socket.try_clone().expect("clone");
+    let writing = std::thread::spawn(move || writer.write_all(&bytes).expect("the connection stands"));
+    await_headers(&mut socket, 2 * (tiny.end - 1) + 1);
+    writing.join().expect("written");
+    drop(socket);
+    assert!(server.threads.stop());
+}
+
+/// A transaction that nests `depth` others.
+fn nested(depth: usize) -> pb::TxnRequest {
+    (0..depth).fold(pb::TxnRequest::default(), |inner, _| {
+        let request = Some(pb::request_op::Request::RequestTxn(inner));
+        pb::TxnRequest { success: vec![pb::RequestOp { request }], ..Default::default() }
+    })
+}
+
+#[test]
+fn transactions_nested_deeper_than_is_decoded_are_refused_in_one_short_line() {
+    with_server(async |server| {
+        let client = server.connect().await;
+        // The door of this test knows no transactions: it has been asked.
+        assert_eq!(client.call("/etcdserverpb.KV/Txn", &nested(40)).await.text, "etcdserver: not capable");
+        for depth in [60, 1000] {
+            let answer = client.call("/etcdserverpb.KV/Txn", &nested(depth)).await;
+            assert_eq!((answer.code, &*answer.text), (3, "etcdserver: too many operations in txn request"), "{depth}");
+        }
+    });
+}
+
+#[test]
+fn a_path_with_a_query_is_no_method() {
+    with_server(async |server| {
+        let client = server.connect().await;
+        let body = frame(&put_request("k"));
+        let answer = client.raw("/etcdserverpb.KV/Put?x=1", &[], body).await.expect("call");
+        assert_eq!((answer.code, &*answer.text), (12, "unknown method Put?x=1 for service etcdserverpb.KV"));
+    });
+}
+
+#[test]
+fn a_preflight_is_answered_to_all_and_allows_only_listed_origins() {
+    let server = Server::start_for_origins(Server::transport(), vec!["http://good".into()]);
+    for (origin, allowed) in [("http://good", true), ("http://bad", false)] {
+        let mut socket = StdTcpStream::connect(server.address).expect("connect");
+        let request =
+            format!("OPTIONS /v3/kv/put HTTP/1.1\r\nhost: x\r\norigin: {origin}\r\nconnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).expect("write");
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).expect("read");
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert_eq!(answer.contains(&format!("access-control-allow-origin: {origin}\r\n")), allowed, "{answer}");
+        assert_eq!(answer.contains("access-control-allow-methods"), allowed, "{answer}");
+    }
+    assert!(server.threads.stop());
 }
 
 #[test]
@@ -708,7 +896,6 @@ fn a_connection_that_does_not_answer_pings_is_closed() {
     let transport = TransportOptions {
         max_concurrent_streams: 100,
         message_bytes_max: 1 << 20,
-        keepalive_min_time: Duration::from_secs(5),
         keepalive_interval: Some(Duration::from_secs(1)),
         keepalive_timeout: Duration::from_millis(200),
     };

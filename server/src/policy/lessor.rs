@@ -4,6 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use daymark_raft::Handle;
@@ -45,12 +46,26 @@ pub struct Lessor {
     grace: Duration,
     begin: Instant,
     times: Mutex<Times>,
+    counts: Counts,
+}
+
+/// What has been done since the start, for metrics.
+#[derive(Default)]
+struct Counts {
+    renewed: AtomicU64,
+    expired: AtomicU64,
 }
 
 impl Lessor {
     /// A timekeeper of the leases that `views` tells of.
     pub fn new(views: Arc<Views>, election: Duration) -> Arc<Self> {
-        Arc::new(Self { views, grace: election, begin: Instant::now(), times: Mutex::new(Times::default()) })
+        Arc::new(Self {
+            views,
+            grace: election,
+            begin: Instant::now(),
+            times: Mutex::new(Times::default()),
+            counts: Counts::default(),
+        })
     }
 
     /// Renews a lease, as leader of `term`.
@@ -59,7 +74,21 @@ impl Lessor {
         let mut times = self.times.lock();
         self.follow(&mut times, now)?;
         times.lead(term, now, self.grace);
-        Ok(times.renew(id, now))
+        let renewal = times.renew(id, now);
+        if matches!(renewal, Renewal::Renewed { .. }) {
+            self.counts.renewed.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(renewal)
+    }
+
+    /// Renewals since the start.
+    pub fn renewed(&self) -> u64 {
+        self.counts.renewed.load(Ordering::Relaxed)
+    }
+
+    /// Leases whose time was over and whose end this member has replicated.
+    pub fn expired(&self) -> u64 {
+        self.counts.expired.load(Ordering::Relaxed)
     }
 
     /// The time a lease has left, as leader of `term`.
@@ -69,6 +98,11 @@ impl Lessor {
         self.follow(&mut times, now)?;
         times.lead(term, now, self.grace);
         Ok(times.remaining(id, now))
+    }
+
+    /// Takes note of what has been published of leases: the time of those granted begins.
+    pub fn look(&self) -> Result<()> {
+        self.follow(&mut self.times.lock(), self.now_ms())
     }
 
     /// Whether the lease is still there.
@@ -140,9 +174,12 @@ pub async fn run(
             Ok(ids) => ids,
             Err(error) => return on_fatal(&error.to_string()),
         };
-        if let Err(error) = propose(LeaseExpire { ids: ids.clone() }).await {
-            tracing::warn!(%error, leases = ids.len(), "ending leases failed, to be tried again");
-            lessor.put_back(&ids);
+        match propose(LeaseExpire { ids: ids.clone() }).await {
+            Ok(()) => drop(lessor.counts.expired.fetch_add(ids.len() as u64, Ordering::Relaxed)),
+            Err(error) => {
+                tracing::warn!(%error, leases = ids.len(), "ending leases failed, to be tried again");
+                lessor.put_back(&ids);
+            }
         }
     }
 }

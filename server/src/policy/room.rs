@@ -35,7 +35,7 @@ impl Directory {
     }
 }
 
-/// Tells the free space of a directory's volume.
+/// Asks for the free space of a directory's volume.
 pub type FreeBytes = Box<dyn Fn(&Path) -> Result<u64> + Send>;
 
 /// The look, without the thread. Asked before anything is appended, so that neither the log nor the backend meets the

@@ -30,7 +30,10 @@ impl Door {
             request.id = (rand::random::<u64>() >> 1) as i64;
         }
         request.ttl = request.ttl.max(self.member().settings.lease_ttl_secs_min());
-        self.propose(Kind::LeaseGrant, identity, &request).await
+        let reply = self.propose(Kind::LeaseGrant, identity, &request).await?;
+        // The lease's time begins now, not when the lessor looks next.
+        self.member().lessor.look()?;
+        Ok(reply)
     }
 
     pub(super) async fn lease_time_to_live(
