@@ -37,6 +37,8 @@ macro_rules! errors {
             Malformed(String),
             /// The message is larger than the receive limit: size, limit.
             MessageTooLarge(usize, usize),
+            /// The answer is larger than receivers accept: size as far as it was built, limit.
+            ResponseTooLarge(usize, usize),
             /// Compressed with something that is not supported; holds its name.
             Compression(String),
             /// The caller broke gRPC's framing; holds what is wrong. Ends its call and nothing else.
@@ -52,7 +54,7 @@ macro_rules! errors {
                     $(Self::$name => Code::$code,)*
                     Self::UnknownMethod(_) | Self::Compression(_) => Code::Unimplemented,
                     Self::Malformed(_) | Self::Protocol(_) | Self::Internal(_) => Code::Internal,
-                    Self::MessageTooLarge(..) => Code::ResourceExhausted,
+                    Self::MessageTooLarge(..) | Self::ResponseTooLarge(..) => Code::ResourceExhausted,
                 }
             }
 
@@ -64,6 +66,9 @@ macro_rules! errors {
                     Self::Malformed(what) => format!("grpc: error unmarshalling request: {what}").into(),
                     Self::MessageTooLarge(size, limit) => {
                         format!("grpc: received message larger than max ({size} vs. {limit})").into()
+                    }
+                    Self::ResponseTooLarge(size, limit) => {
+                        format!("grpc: trying to send message larger than max ({size} vs. {limit})").into()
                     }
                     Self::Compression(name) => {
                         format!("grpc: Decompressor is not installed for grpc-encoding \"{name}\"").into()

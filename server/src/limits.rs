@@ -89,6 +89,16 @@ pub const LEASE_CHANGES_MAX: usize = 65_536;
 /// Bytes of pairs that a Range reads on the net thread; longer ones go to the pool.
 pub const RANGE_INLINE_BYTES_MAX: usize = 32 << 10;
 
+/// What such a Range reads at once, before it looks whether its caller is still there.
+pub const RANGE_PIECE_BYTES: usize = 256 << 10;
+/// Threads of the blocking pool of one net thread.
+pub const POOL_THREADS: usize = 4;
+/// Reads on the pool of one net thread. One thread is left for watchers that catch up.
+pub const POOL_READS_MAX: usize = POOL_THREADS - 1;
+/// Requests of one net thread that wait for the pool; more are refused.
+pub const POOL_WAITERS_MAX: usize = 4096;
+/// How long a net thread waits at its end for what the pool still does.
+pub const POOL_STOP_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a read of the current revision begins, if history is dropped under it each time.
 pub const READ_TRIES_MAX: usize = 8;
 
@@ -97,9 +107,16 @@ pub const REPLAY_BYTES_MAX: u64 = 32 << 20;
 /// How often the upkeep looks at what is durable.
 pub const UPKEEP_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Free space below which writes that add data are refused: a segment of the log, a flush of the memtables, and what
-/// arrives until the next look.
-pub const DISK_RESERVE_BYTES: u64 = 256 << 20;
+/// How often free space is looked at: what arrives until the next look has to fit into the reserve.
+pub const ROOM_INTERVAL: Duration = Duration::from_millis(100);
+/// Free space below which writes that add data are refused: this part of the volume (5 %), but within the bounds below.
+pub const DISK_RESERVE_SHARE: u64 = 20;
+/// A segment of the log, a flush of the memtables, some merging, and what arrives until the next look.
+pub const DISK_RESERVE_BYTES_MIN: u64 = 256 << 20;
+/// More is not needed on a large volume.
+pub const DISK_RESERVE_BYTES_MAX: u64 = 1 << 30;
+/// Free space below which deletes are refused as well, as they add to history: what compaction needs to free some.
+pub const DISK_HARD_RESERVE_BYTES: u64 = 128 << 20;
 
 /// How often the lessor looks for leases whose time is over.
 pub const LEASE_CHECK_INTERVAL: Duration = Duration::from_millis(500);

@@ -7,6 +7,7 @@ use daymark_storage::mvcc::{KeyRange, KeyValue, RangeEnd, RangeOptions, RangeRes
 use daymark_api::etcdserverpb as pb;
 use daymark_api::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use daymark_api::etcdserverpb::range_request::{SortOrder, SortTarget};
+use daymark_api::etcdserverpb::request_op::Request as Op;
 use daymark_api::mvccpb;
 
 /// What a query is answered from.
@@ -119,6 +120,14 @@ impl Plan {
         pb::RangeResponse { header: None, kvs, more: result.more, count: result.count }
     }
 
+    /// Whether the pair passes the filters.
+    pub fn admits(&self, kv: &KeyValue) -> bool {
+        let options = &self.options;
+        let within = |revision: i64, min: i64, max: i64| (min == 0 || revision >= min) && (max == 0 || revision <= max);
+        within(kv.mod_revision, options.min_mod, options.max_mod)
+            && within(kv.create_revision, options.min_create, options.max_create)
+    }
+
     fn pair(&self, kv: KeyValue) -> mvccpb::KeyValue {
         let mut kv = pair(kv);
         if self.blank_values {
@@ -130,7 +139,8 @@ impl Plan {
         kv
     }
 
-    fn has_filters(&self) -> bool {
+    /// Whether some pairs are left out by their revisions.
+    pub fn has_filters(&self) -> bool {
         let options = &self.options;
         [options.min_mod, options.max_mod, options.min_create, options.max_create].iter().any(|bound| *bound != 0)
     }
@@ -156,6 +166,24 @@ pub fn check_revision_in_txn(revision: i64, current_revision: i64, compact_revis
     }
 }
 
+/// Whether any branch, at any depth, holds a put.
+pub fn contains_put(request: &pb::TxnRequest) -> bool {
+    request.success.iter().chain(&request.failure).any(|op| match &op.request {
+        Some(Op::RequestPut(_)) => true,
+        Some(Op::RequestTxn(nested)) => contains_put(nested),
+        _ => false,
+    })
+}
+
+/// Whether any branch, at any depth, holds a put or a delete.
+pub fn contains_write(request: &pb::TxnRequest) -> bool {
+    request.success.iter().chain(&request.failure).any(|op| match &op.request {
+        Some(Op::RequestPut(_) | Op::RequestDeleteRange(_)) => true,
+        Some(Op::RequestTxn(nested)) => contains_write(nested),
+        _ => false,
+    })
+}
+
 /// A pair as it goes on the wire.
 pub fn pair(kv: KeyValue) -> mvccpb::KeyValue {
     mvccpb::KeyValue {
@@ -166,6 +194,16 @@ pub fn pair(kv: KeyValue) -> mvccpb::KeyValue {
         value: kv.value,
         lease: kv.lease,
     }
+}
+
+/// Bytes that a pair takes in an answer.
+pub fn encoded_len(kv: &KeyValue) -> usize {
+    let varint = |value: u64| prost::encoding::encoded_len_varint(value);
+    let bytes = |bytes: &Bytes| if bytes.is_empty() { 0 } else { 1 + varint(bytes.len() as u64) + bytes.len() };
+    let number = |value: i64| if value == 0 { 0 } else { 1 + varint(value as u64) };
+    let numbers = [kv.create_revision, kv.mod_revision, kv.version, kv.lease].into_iter().map(number).sum::<usize>();
+    let length = bytes(&kv.key) + bytes(&kv.value) + numbers;
+    1 + varint(length as u64) + length
 }
 
 /// The first key after `key`.

@@ -34,7 +34,9 @@ use crate::mailbox::Mailbox;
 use crate::metrics::{HistogramSample, Metrics, Sample};
 use crate::net::accept::{self, BindError, Bound, Role};
 use crate::net::{Condition, FrontDoor, NetOptions, NetThreads};
-use crate::policy::{compactor, lessor, upkeep};
+use crate::policy::room::{Directory, RoomWatch};
+use crate::policy::upkeep::Upkeep;
+use crate::policy::{compactor, lessor, timer};
 use crate::request::{Context, Reply, Request, RequestStream, Sink};
 use crate::services::{self, Door, Member, Settings};
 use crate::views::Views;
@@ -86,7 +88,7 @@ impl From<StorageError> for StartError {
 /// One running member.
 pub struct Server {
     net: NetThreads,
-    upkeep: upkeep::Running,
+    timers: [timer::Running; 2],
     raft: Handle,
     wal_thread: JoinHandle<()>,
     apply_thread: JoinHandle<()>,
@@ -135,9 +137,16 @@ impl Server {
         let raft = daymark_raft::start(options, Box::new(queue), fatal(&on_fatal, "raft"))
             .map_err(|error| StartError::new(error, "choose a data directory that belongs to this member"))?;
         wait_until_replayed(&raft, &views)?;
-        let room = upkeep::Room { disk, data_dir: config.data_dir.clone(), wal: storage.wal.clone() };
+        let room = room_watch(config, &views, disk, storage.wal.clone())?;
+        // Known before the first request.
+        room.step()?;
+        let look = move || room.step();
+        let room =
+            timer::start("room", limits::ROOM_INTERVAL, look, fatal(&on_fatal, "room")).map_err(thread_failed)?;
+        let mut upkeep = Upkeep::new(views.clone(), raft.clone());
+        let look = move || upkeep.step();
         let upkeep =
-            upkeep::start(views.clone(), raft.clone(), room, fatal(&on_fatal, "upkeep")).map_err(thread_failed)?;
+            timer::start("upkeep", limits::UPKEEP_INTERVAL, look, fatal(&on_fatal, "upkeep")).map_err(thread_failed)?;
         let parts = Parts {
             config,
             views: &views,
@@ -149,14 +158,22 @@ impl Server {
         let net = start_net(&parts).map_err(thread_failed)??;
         tracing::info!("ready to serve client requests");
         listeners.open(&net);
-        Ok(Self { net, upkeep, raft, wal_thread, apply_thread, keyspace: storage.keyspace, _lock: lock })
+        Ok(Self {
+            net,
+            timers: [upkeep, room],
+            raft,
+            wal_thread,
+            apply_thread,
+            keyspace: storage.keyspace,
+            _lock: lock,
+        })
     }
 
     /// Stops: no new calls, those under way end, everything acknowledged is in the log, the state is flushed so that the
     /// next start has nothing to replay.
     pub fn stop(self) {
         let mut fine = self.net.stop();
-        self.upkeep.stop();
+        self.timers.into_iter().for_each(timer::Running::stop);
         match current_thread_runtime() {
             Ok(runtime) => runtime.block_on(self.raft.stop()),
             Err(error) => tracing::error!(%error, "raft is not stopped in order"),
@@ -373,6 +390,27 @@ fn wait_until_replayed(raft: &Handle, views: &Views) -> Result<(), StartError> {
     Ok(())
 }
 
+/// Looks at the volumes of all directories that this member writes to.
+fn room_watch(config: &Config, views: &Arc<Views>, disk: Arc<dyn Disk>, wal: Wal) -> Result<RoomWatch, StartError> {
+    let mut directories = Vec::new();
+    for path in config.written_directories() {
+        let volume = rustix::fs::statvfs(&path).map_err(|error| {
+            StartError::new(
+                format!("the size of the volume of {} is not known: {error}", path.display()),
+                "see its mount",
+            )
+        })?;
+        directories.push(Directory::on_volume(path, volume.f_blocks * volume.f_frsize));
+    }
+    let free_bytes = Box::new(move |path: &Path| disk.free_bytes(path));
+    Ok(RoomWatch {
+        views: views.clone(),
+        directories,
+        free_bytes,
+        log_has_room: Box::new(move || wal.check_room().is_ok()),
+    })
+}
+
 /// What the net threads are built from.
 struct Parts<'a> {
     config: &'a Config,
@@ -389,6 +427,7 @@ fn start_net(parts: &Parts<'_>) -> std::io::Result<Result<NetThreads, StartError
     let net_threads = views.mailboxes.len();
     let settings = Settings {
         max_request_bytes: config.max_request_bytes,
+        response_bytes_max: limits::RESPONSE_BYTES_MAX,
         max_txn_ops: config.max_txn_ops,
         election: config.election,
         quota_bytes: config.quota_backend_bytes.map_or(0, |bytes| bytes as i64),

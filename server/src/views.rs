@@ -2,7 +2,7 @@
 //! leases. Readers load; only apply stores. Nothing here is a lock.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use crossbeam_queue::ArrayQueue;
@@ -15,6 +15,28 @@ use crate::limits;
 use crate::mailbox::Mailbox;
 use crate::metrics::AppliedCounters;
 use crate::state::lease::LeaseChange;
+
+/// How much room the disks have for more writes, best first.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Room {
+    /// Everything is served.
+    Ample = 0,
+    /// What adds data is refused; deletes go on.
+    Scarce = 1,
+    /// Deletes are refused as well, and leases do not end: they add to history. Reads, keepalives and compaction go on.
+    Spent = 2,
+}
+
+impl Room {
+    fn from_u8(value: u8) -> Self {
+        match value {
+            0 => Self::Ample,
+            1 => Self::Scarce,
+            _ => Self::Spent,
+        }
+    }
+}
 
 /// The published state of one member. Shared by all threads behind one `Arc`.
 pub struct Views {
@@ -30,8 +52,8 @@ pub struct Views {
     applied_term: AtomicU64,
     /// Bytes of commands applied since the start; only grows.
     applied_bytes: AtomicU64,
-    /// The disk has room for more writes; kept up by the upkeep.
-    has_room: AtomicBool,
+    /// A [`Room`].
+    room: AtomicU8,
     /// What apply has done, for metrics.
     pub counters: AppliedCounters,
     /// What happened to leases, for the lessor.
@@ -53,7 +75,7 @@ impl Views {
             applied_index: AtomicU64::new(0),
             applied_term: AtomicU64::new(0),
             applied_bytes: AtomicU64::new(0),
-            has_room: AtomicBool::new(true),
+            room: AtomicU8::new(Room::Ample as u8),
             counters: AppliedCounters::default(),
             leases: LeaseFeed::new(limits::LEASE_CHANGES_MAX),
             alarms: ArcSwap::default(),
@@ -71,14 +93,14 @@ impl Views {
         self.applied_term.load(Ordering::Relaxed)
     }
 
-    /// Whether the disk has room for writes that add data.
-    pub fn has_room(&self) -> bool {
-        self.has_room.load(Ordering::Relaxed)
+    /// How much room the disks have.
+    pub fn room(&self) -> Room {
+        Room::from_u8(self.room.load(Ordering::Relaxed))
     }
 
-    /// Upkeep only: whether the disk has room; true if that is news.
-    pub fn set_room(&self, has_room: bool) -> bool {
-        self.has_room.swap(has_room, Ordering::Relaxed) != has_room
+    /// Whoever looks at the disks: how much room they have. Returns what was known before.
+    pub fn set_room(&self, room: Room) -> Room {
+        Room::from_u8(self.room.swap(room as u8, Ordering::Relaxed))
     }
 
     /// Bytes of commands applied since the start.

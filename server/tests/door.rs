@@ -8,7 +8,8 @@ use daymark_api::etcdserverpb as pb;
 use daymark_server::error::Error;
 use daymark_server::limits;
 use daymark_server::request::{Context, Reply, Request, Sink, Taken};
-use daymark_server::services::Door;
+use daymark_server::services::{Door, Settings};
+use daymark_server::views::Room;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
 use futures_util::stream;
@@ -170,7 +171,68 @@ fn headers_name_the_cluster_the_member_and_the_term() {
     member.stop();
 }
 
-/// The one test here that waits for a clock: the shortest lease lives two seconds.
+/// With the next one, the only test here that waits for a clock: the shortest lease lives two seconds.
+#[test]
+fn a_full_disk_puts_deletes_and_the_end_of_leases_off_and_no_more() {
+    let member = TestMember::new();
+    member.wait(async |door| {
+        let call = async |request| door.call(Context::default(), request).await.map(|_| ());
+        call(Request::LeaseGrant(pb::LeaseGrantRequest { id: 1, ttl: 2 })).await.expect("a lease");
+        revision(&door, put("k".into())).await;
+        let delete = || Request::DeleteRange(pb::DeleteRangeRequest { key: "k".into(), ..Default::default() });
+        let views = door.views().clone();
+        views.set_room(Room::Spent);
+        assert_eq!(call(put("k".into())).await, Err(Error::NoSpace));
+        assert_eq!(call(delete()).await, Err(Error::NoSpace));
+        let compact = pb::CompactionRequest { revision: 2, physical: true };
+        assert_eq!(call(Request::Compact(compact)).await, Ok(()));
+        assert_eq!(call(Request::Range(long_list())).await, Ok(()));
+        let kept = door.keep_alive(&Context::default(), pb::LeaseKeepAliveRequest { id: 1 }).await;
+        assert_eq!(kept.expect("it leads").ttl, 2);
+        let leases = async || match door.call(Context::default(), Request::LeaseLeases(Default::default())).await {
+            Ok(Reply::LeaseLeases(reply)) => reply.leases.len(),
+            other => panic!("{other:?}"),
+        };
+        let over = async {
+            // Longer than its time, a grace and a look of the lessor.
+            tokio::time::sleep(Duration::from_millis(4200)).await;
+            assert_eq!(leases().await, 1, "its end would add to history");
+            views.set_room(Room::Scarce);
+            while leases().await > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            assert_eq!(call(delete()).await, Ok(()));
+            assert_eq!(call(put("k".into())).await, Err(Error::NoSpace));
+            views.set_room(Room::Ample);
+            assert_eq!(call(put("k".into())).await, Ok(()));
+        };
+        tokio::select! {
+            () = over => {}
+            () = door.run_lessor() => panic!("the lessor has stopped"),
+        }
+    });
+    member.stop();
+}
+
+#[test]
+fn a_transaction_of_reads_shares_one_bound_of_its_answer() {
+    let settings =
+        Settings { response_bytes_max: limits::MESSAGE_OVERHEAD_BYTES + 3 * LONG * 1050, ..Settings::default() };
+    let member = TestMember::with_settings(settings);
+    member.wait(async |door| {
+        put_long_list(&door, b'a').await;
+        let read = async |times: usize| {
+            let op = pb::RequestOp { request: Some(pb::request_op::Request::RequestRange(long_list())) };
+            let txn = pb::TxnRequest { success: vec![op; times], ..Default::default() };
+            door.call(Context::default(), Request::Txn(txn)).await.map(|_| ())
+        };
+        assert_eq!(read(3).await, Ok(()));
+        assert!(matches!(read(4).await, Err(Error::ResponseTooLarge(..))));
+    });
+    member.stop();
+}
+
+/// The shortest lease lives two seconds.
 #[test]
 fn a_lease_that_is_not_renewed_ends_with_its_keys_and_one_that_is_renewed_stays() {
     let member = TestMember::new();

@@ -43,10 +43,15 @@ pub struct TestMember {
 impl TestMember {
     /// A new member with nothing in it.
     pub fn new() -> Self {
-        Self::start(SimDisk::new(1), MemBackend::new())
+        Self::with_settings(Settings::default())
     }
 
-    fn start(disk: SimDisk, backend: Arc<MemBackend>) -> Self {
+    /// As [`TestMember::new`], with other values of the configuration.
+    pub fn with_settings(settings: Settings) -> Self {
+        Self::start(SimDisk::new(1), MemBackend::new(), settings)
+    }
+
+    fn start(disk: SimDisk, backend: Arc<MemBackend>, settings: Settings) -> Self {
         let (fatal_out, fatal) = mpsc::channel();
         let on_fatal = || {
             let out = fatal_out.clone();
@@ -62,7 +67,6 @@ impl TestMember {
         let progress = AppliedProgress::default();
         let applier = Applier::open(writer, views.clone(), progress.clone()).expect("the state opens");
         let (queue, apply_thread) = apply::start(applier, on_fatal()).expect("a thread");
-        let settings = Settings::default();
         let me = MemberInfo {
             id: MEMBER,
             name: String::new(),
@@ -129,15 +133,17 @@ impl TestMember {
     /// The process dies now and is started again: the backend is as of its last flush, the log has what it was given.
     pub fn kill(self) -> Self {
         let (disk, backend) = (self.disk.after_process_exit(), self.backend.crash());
+        let settings = self.door.member().settings.clone();
         self.stop();
-        Self::start(disk, backend)
+        Self::start(disk, backend, settings)
     }
 
     /// The power goes now and comes back.
     pub fn cut_power(self, seed: u64) -> Self {
         let (disk, backend) = (self.disk.after_power_cut(seed), self.backend.crash());
+        let settings = self.door.member().settings.clone();
         self.stop();
-        Self::start(disk, backend)
+        Self::start(disk, backend, settings)
     }
 
     /// Ends every thread of it.

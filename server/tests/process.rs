@@ -128,3 +128,37 @@ fn a_member_becomes_ready_keeps_its_directory_and_ends_by_the_signal_it_is_sent(
         assert_eq!(member.wait().expect("ends").signal(), Some(number));
     }
 }
+
+/// Starts a member, does `work` once it is ready, and ends it in order.
+fn run_once(directory: &Path, arguments: &[&str], work: impl FnOnce()) {
+    let mut member = daymark(directory, arguments).stderr(Stdio::piped()).spawn().expect("starts");
+    let mut lines = BufReader::new(member.stderr.take().expect("piped")).lines().map(|line| line.expect("text"));
+    assert!(lines.by_ref().any(|line| line.contains("\"msg\":\"ready to serve client requests\"")), "not ready");
+    work();
+    // SAFETY: takes plain numbers; the process is ours and has not been waited for.
+    assert_eq!(unsafe { libc::kill(member.id() as i32, libc::SIGTERM) }, 0);
+    lines.for_each(drop);
+    assert_eq!(member.wait().expect("ends").signal(), Some(libc::SIGTERM));
+}
+
+/// Raft refuses when log and apply have their threads already: these end with the process, and have nothing to say.
+#[test]
+fn a_start_that_is_given_up_half_way_is_one_fatal_line_and_exit_code_1() {
+    let directory = tempfile::tempdir().expect("directory");
+    let arguments = [&["--data-dir=d"], ANYWHERE].concat();
+    run_once(directory.path(), &arguments, || {});
+    // The state is durable as of the stop before, so that the first look releases the log up to there.
+    run_once(directory.path(), &arguments, || std::thread::sleep(Duration::from_millis(600)));
+    for _ in 0..10 {
+        std::fs::remove_dir_all(directory.path().join("d/member/db")).expect("removed");
+        let begun = Instant::now();
+        let Output { status, stderr, .. } = daymark(directory.path(), &arguments).output().expect("runs");
+        let stderr = String::from_utf8(stderr).expect("text");
+        assert_eq!(status.code(), Some(1), "{stderr}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
+        let text = fatal(&stderr)["error"].as_str().expect("error").to_owned();
+        assert!(text.contains("the log begins behind"), "{text}");
+        assert_eq!(stderr.matches("\"level\":\"fatal\"").count(), 1, "{stderr}");
+        assert!(!stderr.contains("panicked"), "{stderr}");
+    }
+}

@@ -77,7 +77,8 @@ async fn compare(theirs: &Server, ours: &Server, requests: &[Request]) -> Option
         let request = request.resolve(left.revision());
         let (a, b) = futures_util::future::join(left.ask(&request), right.ask(&request)).await;
         if a != b {
-            let what = format!("{request:?}\n  etcd:    {a}\n  daymark: {b}");
+            let log = if b.contains("transport error") { ours.log() } else { String::new() };
+            let what = format!("{request:?}\n  etcd:    {a}\n  daymark: {b}\n{log}");
             return Some(Difference { at, what });
         }
     }

@@ -175,6 +175,13 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Directories that are written to. They may be on different volumes.
+    pub fn written_directories(&self) -> Vec<PathBuf> {
+        std::iter::once(&self.data_dir).chain(&self.wal_dir).cloned().collect()
+    }
+}
+
 /// Refuses what is not served, and warns of what has no effect.
 fn refuse_and_warn(given: &Given) -> Result<Vec<String>, String> {
     let mut warnings = Vec::new();
@@ -476,6 +483,13 @@ mod tests {
         assert_eq!(config.max_request_bytes, 30 << 20);
         assert!(warnings[0].starts_with("exceeded recommended request limit"), "{warnings:?}");
         assert!(self::config("--max-request-bytes 10485760").expect("allowed").1.is_empty());
+    }
+
+    #[test]
+    fn a_separate_directory_of_the_log_is_written_to_as_well() {
+        let written = |line: &str| config(line).expect("directories").0.written_directories();
+        assert_eq!(written("--data-dir d"), [PathBuf::from("d")]);
+        assert_eq!(written("--data-dir d --wal-dir w"), ["d", "w"].map(PathBuf::from));
     }
 
     #[test]

@@ -210,7 +210,9 @@ async fn unary<D: FrontDoor>(
         }
         let request = decode_request(rpc, message)?;
         let reply = thread.door.call(headers.context, request).await?;
-        Ok(encode_reply(&reply))
+        let message = encode_reply(&reply);
+        check_sendable(message.len() - PREFIX_BYTES, limits::RESPONSE_BYTES_MAX)?;
+        Ok(message)
     };
     let result = guarded(work, respond, deadline).await;
     let elapsed = start.elapsed();
@@ -279,6 +281,11 @@ fn decode_request(rpc: Rpc, message: Bytes) -> Result<Request, Error> {
         Rpc::Defragment => Request::Defragment(frames::decode(message)?),
         _ => return Err(not_served(rpc)),
     })
+}
+
+/// Receivers refuse what is larger, and the whole connection with it.
+fn check_sendable(bytes: usize, bytes_max: usize) -> Result<(), Error> {
+    if bytes > bytes_max { Err(Error::ResponseTooLarge(bytes, bytes_max)) } else { Ok(()) }
 }
 
 fn encode_reply(reply: &Reply) -> Bytes {
@@ -532,5 +539,19 @@ fn refuse(respond: &mut SendResponse<Bytes>, refusal: Refusal) {
             put_status(response.headers_mut(), &status);
             let _ = respond.send_response(response, true);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_above_what_receivers_accept_is_not_sent() {
+        let max = limits::RESPONSE_BYTES_MAX;
+        assert_eq!(check_sendable(max, max), Ok(()));
+        let status = Status::from(check_sendable(max + 1, max).expect_err("too large"));
+        assert_eq!(status.code, 8);
+        assert_eq!(status.text, "grpc: trying to send message larger than max (2147483648 vs. 2147483647)");
     }
 }

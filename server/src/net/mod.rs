@@ -120,7 +120,10 @@ impl NetThreads {
         for (number, inbox) in inboxes.into_iter().enumerate() {
             let (options, metrics, build) = (options.clone(), metrics.clone(), build.clone());
             let (jobs, stopping) = (jobs.clone(), stopping.clone());
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .max_blocking_threads(limits::POOL_THREADS)
+                .build()?;
             let body = move || {
                 let local = LocalSet::new();
                 let turn = async move {
@@ -131,6 +134,9 @@ impl NetThreads {
                     run(Rc::new(thread), inbox, jobs).await;
                 };
                 local.block_on(&runtime, turn);
+                // Whoever still waited has gone with it, and tells the pool so; what does not listen is left behind.
+                drop(local);
+                runtime.shutdown_timeout(limits::POOL_STOP_TIMEOUT);
             };
             threads.push(std::thread::Builder::new().name(format!("net-{number}")).spawn(body)?);
         }

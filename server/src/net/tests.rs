@@ -66,6 +66,12 @@ impl FrontDoor for FakeDoor {
                 b"error" => Err(Error::EmptyKey),
                 b"odd" => Err(Error::Internal("50% ünderway\n".into())),
                 b"never" => std::future::pending().await,
+                // The pool has work that does not listen.
+                b"deaf" => {
+                    let work = tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_secs(30)));
+                    work.await.map_err(|_| Error::Stopped)?;
+                    Ok(Reply::Put(pb::PutResponse::default()))
+                }
                 b"later" => {
                     tokio::time::sleep(Duration::from_millis(30)).await;
                     Ok(Reply::Put(pb::PutResponse::default()))
@@ -865,6 +871,23 @@ fn stopping_ends_streams_with_a_status_and_answers_calls_under_way() {
         drop(send);
         drop(client);
         assert!(stopped.await.expect("stop"));
+    });
+}
+
+#[test]
+fn stopping_does_not_wait_for_what_the_pool_does() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    let server = Server::start();
+    runtime.block_on(async {
+        let client = server.connect().await;
+        let mut send = client.send.clone().ready().await.expect("ready");
+        let (_call, mut stream) = send.send_request(Client::head("/etcdserverpb.KV/Put", &[]), false).expect("send");
+        stream.send_data(frame(&put_request("deaf")), true).expect("data");
+        eventually("the call has begun", || server.seen.calls.load(Ordering::SeqCst) == 1).await;
+        let begun = Instant::now();
+        let stopped = tokio::task::spawn_blocking(move || server.threads.stop());
+        assert!(stopped.await.expect("stop"));
+        assert!(begun.elapsed() < Duration::from_secs(10), "it took {:?}", begun.elapsed());
     });
 }
 

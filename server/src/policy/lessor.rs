@@ -18,7 +18,7 @@ use crate::command::LeaseExpire;
 use crate::error::Error;
 use crate::limits;
 use crate::state::lease::{self, LeaseChange, LeaseFact};
-use crate::views::Views;
+use crate::views::{Room, Views};
 
 /// What a renewal found.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -165,7 +165,8 @@ pub async fn run(
     loop {
         tokio::time::sleep(limits::LEASE_CHECK_INTERVAL).await;
         let status = raft.status();
-        if !status.is_leader {
+        // The end of a lease adds to history: it waits until there is room for that.
+        if !status.is_leader || lessor.views.room() == Room::Spent {
             continue;
         }
         let ids = match lessor.take_over(status.term, limits::LEASES_EXPIRED_AT_ONCE_MAX) {

@@ -3,5 +3,7 @@
 
 pub mod compactor;
 pub mod lessor;
+pub mod room;
+pub mod timer;
 pub mod upkeep;
 pub mod wheel;

@@ -1,16 +1,11 @@
 //! What keeps a restart short and the disk small: flushes the backend when a replay would take long, tells raft how
 //! much of the log is not needed any more, and frees history below the compact revision. Its own thread, because all
-//! of this may wait for the disk.
+//! of this may wait for the disk. How much room is left is looked at elsewhere, for the same reason.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
 
 use daymark_raft::Handle;
-use daymark_storage::disk::Disk;
-use daymark_storage::wal::Wal;
 use daymark_storage::{LogId, Result};
 
 use crate::limits;
@@ -20,72 +15,18 @@ use crate::views::Views;
 pub struct Upkeep {
     views: Arc<Views>,
     raft: Handle,
-    room: Room,
     replay: ReplayEstimate,
     released: Option<LogId>,
 }
 
-/// Where writes go, and how to see that there is room for more.
-pub struct Room {
-    pub disk: Arc<dyn Disk>,
-    pub data_dir: PathBuf,
-    pub wal: Wal,
-}
-
-impl Room {
-    /// Room for the log's next segment, a flush and some merging. Asked before anything is appended, so that neither the
-    /// log nor the backend meets the end of the disk.
-    fn is_left(&self) -> Result<bool> {
-        Ok(self.wal.check_room().is_ok() && self.disk.free_bytes(&self.data_dir)? >= limits::DISK_RESERVE_BYTES)
-    }
-}
-
-/// The running thread.
-pub struct Running {
-    stop: Arc<AtomicBool>,
-    join: JoinHandle<()>,
-}
-
-impl Running {
-    /// Ends the thread after what it is doing.
-    pub fn stop(self) {
-        self.stop.store(true, Ordering::SeqCst);
-        self.join.thread().unpark();
-        if self.join.join().is_err() {
-            tracing::error!("the upkeep thread had panicked");
-        }
-    }
-}
-
-/// Starts the thread "upkeep". A failure of the backend ends it and is given to `on_fatal`.
-pub fn start(
-    views: Arc<Views>,
-    raft: Handle,
-    room: Room,
-    on_fatal: Box<dyn FnOnce(String) + Send>,
-) -> std::io::Result<Running> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let (stopping, mut upkeep) = (stop.clone(), Upkeep::new(views, raft, room));
-    let join = thread::Builder::new().name("upkeep".into()).spawn(move || {
-        while !stopping.load(Ordering::SeqCst) {
-            if let Err(error) = upkeep.step() {
-                return on_fatal(error.to_string());
-            }
-            thread::park_timeout(limits::UPKEEP_INTERVAL);
-        }
-    })?;
-    Ok(Running { stop, join })
-}
-
 impl Upkeep {
     /// Work on what `views` shows.
-    pub fn new(views: Arc<Views>, raft: Handle, room: Room) -> Self {
-        Self { views, raft, room, replay: ReplayEstimate::default(), released: None }
+    pub fn new(views: Arc<Views>, raft: Handle) -> Self {
+        Self { views, raft, replay: ReplayEstimate::default(), released: None }
     }
 
     /// One look.
     pub fn step(&mut self) -> Result<()> {
-        self.look_at_room()?;
         let keyspace = self.views.keyspace.clone();
         // Bytes first: they may count less than the index covers, never more.
         let bytes = self.views.applied_bytes();
@@ -101,19 +42,6 @@ impl Upkeep {
         }
         if keyspace.compact_revision() > keyspace.history_floor() {
             keyspace.drop_history()?;
-        }
-        Ok(())
-    }
-}
-
-impl Upkeep {
-    fn look_at_room(&self) -> Result<()> {
-        let has_room = self.room.is_left()?;
-        let data_dir = self.room.data_dir.display();
-        match (self.views.set_room(has_room), has_room) {
-            (true, false) => tracing::warn!(%data_dir, "the disk is nearly full: writes that add data are refused"),
-            (true, true) => tracing::info!(%data_dir, "the disk has room again: all writes are served"),
-            (false, _) => {}
         }
         Ok(())
     }

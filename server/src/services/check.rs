@@ -12,15 +12,35 @@ use prost::Message;
 use rustc_hash::FxBuildHasher;
 
 use crate::error::Error;
+use crate::query::{contains_put, contains_write};
 use crate::request::Request;
-use crate::state::txn::contains_put;
+use crate::views::Room;
 
-/// Whether the request may add data to the store: what a full disk refuses.
-pub fn adds_data(request: &Request) -> bool {
+/// Whether the request is refused for want of room on disk.
+pub fn room(request: &Request, room: Room) -> Result<(), Error> {
+    let refused = match room {
+        Room::Ample => false,
+        Room::Scarce => adds_data(request),
+        Room::Spent => writes(request),
+    };
+    if refused { Err(Error::NoSpace) } else { Ok(()) }
+}
+
+/// Whether it may add data to the store.
+fn adds_data(request: &Request) -> bool {
     match request {
         Request::Put(_) | Request::LeaseGrant(_) => true,
         Request::Txn(txn) => contains_put(txn),
         _ => false,
+    }
+}
+
+/// Whether it may add to history. What a delete frees comes only with a compaction.
+fn writes(request: &Request) -> bool {
+    match request {
+        Request::DeleteRange(_) | Request::LeaseRevoke(_) => true,
+        Request::Txn(txn) => contains_write(txn),
+        request => adds_data(request),
     }
 }
 
@@ -294,6 +314,34 @@ mod tests {
         let lease_only = pb::PutRequest { value: Default::default(), ..both.clone() };
         assert_eq!(put(&lease_only), Err(Error::LeaseProvided));
         assert_eq!(put(&pb::PutRequest { lease: 0, ..lease_only }), Ok(()));
+    }
+
+    /// Which requests each shortage of room refuses, in etcd's words.
+    #[test]
+    fn what_is_refused_for_want_of_room() {
+        let txn = |op: pb::RequestOp| {
+            let inner = pb::TxnRequest { failure: vec![op], ..Default::default() };
+            let success = vec![pb::RequestOp { request: Some(Op::RequestTxn(inner)) }];
+            Request::Txn(pb::TxnRequest { success, ..Default::default() })
+        };
+        let range_op = op(Op::RequestRange(pb::RangeRequest::default()));
+        let (served, refused) = (Ok(()), Err(Error::NoSpace));
+        for (request, scarce, spent) in [
+            (Request::Put(Default::default()), &refused, &refused),
+            (Request::LeaseGrant(Default::default()), &refused, &refused),
+            (txn(put_op("k")), &refused, &refused),
+            (Request::DeleteRange(Default::default()), &served, &refused),
+            (Request::LeaseRevoke(Default::default()), &served, &refused),
+            (txn(delete_op("k", "")), &served, &refused),
+            (txn(range_op), &served, &served),
+            (Request::Range(Default::default()), &served, &served),
+            (Request::Compact(Default::default()), &served, &served),
+            (Request::Alarm(Default::default()), &served, &served),
+        ] {
+            assert_eq!(room(&request, Room::Ample), served, "{request:?}");
+            assert_eq!(&room(&request, Room::Scarce), scarce, "{request:?}");
+            assert_eq!(&room(&request, Room::Spent), spent, "{request:?}");
+        }
     }
 
     #[test]

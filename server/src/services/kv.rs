@@ -2,12 +2,13 @@
 //! on the net thread while they are small, else on the pool.
 
 use daymark_storage::mvcc::{KeyRange, RangeEnd, RangeOptions, ReadTxn};
+use prost::Message;
 
 use daymark_api::etcdserverpb as pb;
 use daymark_api::etcdserverpb::request_op::Request as Op;
 use daymark_api::etcdserverpb::response_op::Response;
 
-use super::{Door, check, header, on_pool};
+use super::{Door, check, header, scan};
 use crate::command::{Identity, Kind};
 use crate::error::Error;
 use crate::limits;
@@ -59,7 +60,7 @@ impl Door {
             revision if revision > current => return Err(Error::FutureRevision),
             revision => self.keyspace().read(revision)?,
         };
-        let mut response = self.read_range(view, request).await?;
+        let mut response = self.read_range(view, request, self.response_bytes_max()).await?;
         response.header = header(current);
         Ok(response)
     }
@@ -73,7 +74,7 @@ impl Door {
         // Like etcd also if it has been compacted before: perhaps its removal is still going on.
         if request.physical && matches!(result, Ok(_) | Err(Error::Compacted)) {
             let keyspace = self.member().views.keyspace.clone();
-            on_pool(move || Ok(keyspace.drop_history()?)).await?;
+            self.pool.run(move |_| Ok(keyspace.drop_history()?)).await?;
         }
         result
     }
@@ -91,37 +92,61 @@ impl Door {
             query::check_revision_in_txn(range.revision, revision, compact_revision)?;
         }
         let mut responses = Vec::with_capacity(ops.len());
+        let mut bytes_left = self.response_bytes_max();
         for range in ranges() {
             let view = if range.revision <= 0 { now.clone() } else { self.keyspace().read(range.revision)? };
-            let mut response = self.read_range(view, range).await?;
+            let mut response = self.read_range(view, range, bytes_left).await?;
+            let bytes = response.encoded_len();
+            bytes_left = bytes_left.checked_sub(bytes).ok_or(Error::ResponseTooLarge(bytes, bytes_left))?;
             response.header = header(revision);
             responses.push(pb::ResponseOp { response: Some(Response::ResponseRange(response)) });
         }
         Ok(pb::TxnResponse { header: header(revision), succeeded, responses })
     }
 
-    async fn read_range(&self, mut view: ReadTxn, request: &pb::RangeRequest) -> Result<pb::RangeResponse, Error> {
+    /// What an answer's pairs may take: the rest of the message needs little.
+    fn response_bytes_max(&self) -> usize {
+        self.member().settings.response_bytes_max - limits::MESSAGE_OVERHEAD_BYTES
+    }
+
+    /// The answer but for its header, of at most about `bytes_max`.
+    async fn read_range(
+        &self,
+        mut view: ReadTxn,
+        request: &pb::RangeRequest,
+        bytes_max: usize,
+    ) -> Result<pb::RangeResponse, Error> {
         let range = KeyRange::from_wire(&request.key, &request.range_end);
         if range.end == RangeEnd::Point {
             return Ok(query::range(&mut view, request)?);
         }
         let plan = Plan::new(request);
         if !plan.is_plain() {
-            return on_pool(move || Ok(plan.finish(view.range(&range, &plan.options)?))).await;
+            return self.scan(view, range, plan, bytes_max).await;
         }
         let inline = RangeOptions { bytes_max: limits::RANGE_INLINE_BYTES_MAX, without_count: true, ..plan.options };
         let mut result = view.range(&range, &inline)?;
         if result.cut_by_bytes {
-            return on_pool(move || Ok(plan.finish(view.range(&range, &plan.options)?))).await;
+            return self.scan(view, range, plan, bytes_max).await;
         }
         if result.more
             && let Some(last) = result.kvs.last()
         {
             // Cut by the limit: the pairs are here, the keys behind them still count.
             let rest = KeyRange { start: query::successor(&last.key), end: range.end };
-            let behind = on_pool(move || Ok(view.count(&rest)?)).await?;
+            let behind = self.pool.run(move |caller| scan::count(&view, &rest, caller)).await?;
             result.count = result.kvs.len() as i64 + behind;
         }
         Ok(plan.finish(result))
+    }
+
+    async fn scan(
+        &self,
+        view: ReadTxn,
+        range: KeyRange,
+        plan: Plan,
+        bytes_max: usize,
+    ) -> Result<pb::RangeResponse, Error> {
+        self.pool.run(move |caller| scan::range(&view, range, &plan, bytes_max, caller)).await
     }
 }

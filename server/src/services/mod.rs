@@ -2,10 +2,12 @@
 //! the service that answers it, and the thread's loop behind the sockets: command batches, answers, waiting readers and
 //! the watchers' turn. Knows no transport.
 //!
-//! Reading order: this file, [`batcher`], [`check`], then one file a service.
+//! Reading order: this file, [`batcher`], [`check`], [`pool`], [`scan`], then one file a service.
 
 pub mod batcher;
 pub mod check;
+pub mod pool;
+pub mod scan;
 
 pub mod cluster;
 pub mod health;
@@ -39,12 +41,15 @@ use crate::views::Views;
 use crate::watch::WatchTurn;
 
 use batcher::Batcher;
+use pool::Pool;
 
 /// Values of the configuration that services look at.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Most bytes of a replicated request.
     pub max_request_bytes: usize,
+    /// Most bytes of an answer.
+    pub response_bytes_max: usize,
     /// Most operations of a transaction.
     pub max_txn_ops: usize,
     /// Election timeout.
@@ -56,7 +61,13 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         let election = Duration::from_millis(1000);
-        Self { max_request_bytes: 1_572_864, max_txn_ops: 128, election, quota_bytes: 2 << 30 }
+        Self {
+            max_request_bytes: 1_572_864,
+            response_bytes_max: limits::RESPONSE_BYTES_MAX,
+            max_txn_ops: 128,
+            election,
+            quota_bytes: 2 << 30,
+        }
     }
 }
 
@@ -88,6 +99,7 @@ pub struct Door {
     member: Arc<Member>,
     mailbox: Arc<Mailbox>,
     batcher: Batcher,
+    pool: Pool,
     /// Readers that wait until the applied index reaches theirs.
     readers: RefCell<Vec<(u64, Waker)>>,
     watch: RefCell<Option<Rc<RefCell<dyn WatchTurn>>>>,
@@ -106,7 +118,14 @@ impl Door {
         let raft = member.raft.clone();
         let timeout = member.settings.request_timeout();
         let batcher = Batcher::new(mailbox.clone(), timeout, Box::new(move |batch| raft.propose(batch)));
-        Rc::new(Self { member, mailbox, batcher, readers: RefCell::default(), watch: RefCell::default() })
+        Rc::new(Self {
+            member,
+            mailbox,
+            batcher,
+            pool: Pool::default(),
+            readers: RefCell::default(),
+            watch: RefCell::default(),
+        })
     }
 
     /// Sets who gets applied batches and a turn after them.
@@ -168,7 +187,8 @@ impl Door {
 
     async fn answer(&self, context: Context, request: Request) -> Result<Reply, Error> {
         self.check_context(&context)?;
-        self.check_room(&request)?;
+        // Before the request's own checks, as etcd's quota.
+        check::room(&request, self.member.views.room())?;
         self.check_request(&request)?;
         let identity = authorize(&context, &request)?;
         let mut reply = match request {
@@ -236,15 +256,6 @@ impl Door {
             Request::Txn(txn) => check::txn(txn, self.member.settings.max_txn_ops),
             _ => Ok(()),
         }
-    }
-
-    /// Refuses what would add data while the disk is nearly full; the rest, and compaction above all, goes on. Comes
-    /// before the request's own checks, as etcd's quota does.
-    fn check_room(&self, request: &Request) -> Result<(), Error> {
-        if self.member.views.has_room() || !check::adds_data(request) {
-            return Ok(());
-        }
-        Err(Error::NoSpace)
     }
 
     fn keyspace(&self) -> &Keyspace {
@@ -344,13 +355,4 @@ impl Door {
 /// A header with a revision only; [`Door::call`] fills in the rest.
 fn header(revision: i64) -> Option<pb::ResponseHeader> {
     Some(pb::ResponseHeader { revision, ..pb::ResponseHeader::default() })
-}
-
-/// Runs something that may wait for the disk on the pool.
-async fn on_pool<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) if error.is_cancelled() => Err(Error::Stopped),
-        Err(error) => Err(Error::Internal(error.to_string())),
-    }
 }

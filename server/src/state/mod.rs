@@ -154,7 +154,7 @@ impl State {
     }
 
     fn txn(&mut self, writer: &mut Writer, request: pb::TxnRequest) -> std::result::Result<Reply, Failure> {
-        self.refuse_for_alarms(txn::contains_put(&request))?;
+        self.refuse_for_alarms(query::contains_put(&request))?;
         let compact_revision = writer.latest_compact_revision();
         let mut txn = writer.begin_with(self.txn_options());
         let executed = txn::execute(&mut txn, request, &self.leases, compact_revision, &mut self.moves);

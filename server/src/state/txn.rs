@@ -14,15 +14,6 @@ use super::{Failure, check_put, do_delete, do_put, header};
 use crate::error::Error;
 use crate::query::{self, InTxn};
 
-/// Whether any branch, at any depth, holds a put.
-pub fn contains_put(request: &pb::TxnRequest) -> bool {
-    request.success.iter().chain(&request.failure).any(|op| match &op.request {
-        Some(Op::RequestPut(_)) => true,
-        Some(Op::RequestTxn(nested)) => contains_put(nested),
-        _ => false,
-    })
-}
-
 /// Runs `request` in `txn`; the answer's header is left to the caller. After a failure the caller drops `txn`.
 pub(super) fn execute(
     txn: &mut WriteTxn<'_>,
