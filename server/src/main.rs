@@ -96,7 +96,10 @@ fn member(mut given: flags::Given) -> ExitCode {
     };
     let server = match Server::start(&config, Arc::new(stop_at_once)) {
         Ok(server) => server,
-        Err(error) => return refuse(&error.cause, &error.remedy),
+        Err(error) => {
+            refuse(&error.cause, &error.remedy);
+            exit_at_once()
+        }
     };
     notify_ready();
     let number = signals.wait();
@@ -135,6 +138,11 @@ fn stop_on_panic() {
 /// Ends the process without running anything else: what is on disk is what a restart relies on.
 fn stop_at_once(facts: &str) {
     logging::fatal("the member stops", facts, "see the facts; a restart continues from what is on disk");
+    exit_at_once()
+}
+
+/// Threads of the member may still run, also after a start that was given up half way.
+fn exit_at_once() -> ! {
     // SAFETY: takes no pointers; other threads simply end. Destructors must not run beside them.
     unsafe { libc::_exit(1) }
 }

@@ -149,7 +149,7 @@ fn a_start_that_is_given_up_half_way_is_one_fatal_line_and_exit_code_1() {
     run_once(directory.path(), &arguments, || {});
     // The state is durable as of the stop before, so that the first look releases the log up to there.
     run_once(directory.path(), &arguments, || std::thread::sleep(Duration::from_millis(600)));
-    for _ in 0..10 {
+    for _ in 0..40 {
         std::fs::remove_dir_all(directory.path().join("d/member/db")).expect("removed");
         let begun = Instant::now();
         let Output { status, stderr, .. } = daymark(directory.path(), &arguments).output().expect("runs");

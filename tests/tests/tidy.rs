@@ -168,8 +168,8 @@ fn every_source_file_is_part_of_its_crate() {
         let path = Path::new(path);
         let stem = path.file_stem().expect("a name").to_string_lossy();
         let folder = path.parent().expect("a folder").to_string_lossy().into_owned();
-        let is_root =
-            ["lib", "main", "build"].contains(&&*stem) || folder.ends_with("/tests") || folder.ends_with("/benches");
+        let is_root = ["lib", "main", "build"].contains(&&*stem)
+            || ["/tests", "/benches", "/examples"].iter().any(|roots| folder.ends_with(roots));
         if is_root && !folder.contains("src/") {
             continue;
         }

@@ -35,13 +35,15 @@ impl Directory {
     }
 }
 
+/// Asks for the free space of a directory's volume.
+pub type FreeBytes = Box<dyn Fn(&Path) -> Result<u64> + Send>;
+
 /// The look, without the thread. Asked before anything is appended, so that neither the log nor the backend meets the
 /// end of the disk.
 pub struct RoomWatch {
     pub views: Arc<Views>,
     pub directories: Vec<Directory>,
-    /// Free space of a directory's volume.
-    pub free_bytes: Box<dyn Fn(&Path) -> Result<u64> + Send>,
+    pub free_bytes: FreeBytes,
     /// Whether the log has its next segment, or can make it.
     pub log_has_room: Box<dyn Fn() -> bool + Send>,
 }
