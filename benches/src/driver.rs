@@ -55,6 +55,8 @@ struct Shared {
     next: AtomicU64,
     /// Operations that have ended, for the progress bar.
     ended: AtomicU64,
+    /// Those of them that the server answered, with success or an error: when they stop growing the run is given up.
+    answered: AtomicU64,
     /// Set when the run is given up.
     give_up: AtomicBool,
 }
@@ -73,6 +75,7 @@ pub fn run(args: &CommonArgs, workload: Arc<dyn Workload>) -> Result<Outcome> {
         deadline: args.duration,
         next: AtomicU64::new(0),
         ended: AtomicU64::new(0),
+        answered: AtomicU64::new(0),
         give_up: AtomicBool::new(false),
     });
     let (ready, are_ready) = mpsc::channel();
@@ -133,17 +136,17 @@ fn watch_over(
 ) -> Result<Vec<Result<Recorder>>> {
     let mut progress = Progress::new(args.total);
     let mut results = Vec::new();
-    let (mut ended_last, mut since) = (0, Instant::now());
+    let (mut answered_last, mut since) = (0, Instant::now());
     while results.len() < args.threads as usize {
         match done.recv_timeout(PERIOD) {
             Ok(result) => results.push(result),
             Err(mpsc::RecvTimeoutError::Timeout) => {}
             Err(mpsc::RecvTimeoutError::Disconnected) => bail!("a load thread panicked"),
         }
-        let ended = shared.ended.load(Ordering::Relaxed);
-        progress.update(ended);
-        if ended != ended_last {
-            (ended_last, since) = (ended, Instant::now());
+        progress.update(shared.ended.load(Ordering::Relaxed));
+        let answered = shared.answered.load(Ordering::Relaxed);
+        if answered != answered_last {
+            (answered_last, since) = (answered, Instant::now());
         }
         if since.elapsed() > args.stall_timeout {
             shared.give_up.store(true, Ordering::Relaxed);
@@ -311,6 +314,9 @@ impl LoadClient {
                 Ok((bytes, self.workload.check(op, answer)?))
             });
             let broken = matches!(outcome, Err(CallError::Broken(_)));
+            if !broken {
+                self.shared.answered.fetch_add(1, Ordering::Relaxed);
+            }
             self.record(outcome, due, now);
             if broken && let Err(error) = self.connection.reopen(&mut sender).await {
                 self.recorder.lock().expect("no client panicked").fail(format!("reconnecting: {error}"));
@@ -351,6 +357,7 @@ mod tests {
             deadline,
             next: AtomicU64::new(0),
             ended: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
             give_up: AtomicBool::new(false),
         };
         let counted = shared(3, None);

@@ -176,6 +176,21 @@ fn a_server_that_stops_answering_ends_the_run() {
     assert_eq!(report["errors"]["given up: nothing was answered for 300ms"], 1);
 }
 
+/// Operations that fail because nobody is there are no answers, however many there are.
+#[test]
+fn a_server_that_only_breaks_streams_ends_the_run() {
+    let server = put_server(|number, _, call| async move {
+        match number {
+            ..20 => call.answer(&put_answer()),
+            _ => call.open().reset(),
+        }
+    });
+    let (outcome, report) = bench(&server, "put --total 100000000 --clients 2 --stall-timeout 0.3");
+    outcome.expect_err("given up");
+    assert_eq!(report["succeeded"], 20);
+    assert_eq!(report["errors"]["given up: nothing was answered for 300ms"], 1);
+}
+
 #[test]
 fn ranges_read_the_keys_that_puts_wrote() {
     let keys = Arc::new(Mutex::new(HashSet::new()));
