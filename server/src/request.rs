@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 use bytes::Bytes;
@@ -24,6 +25,9 @@ pub struct Context {
     pub peer: Option<SocketAddr>,
     /// Auth token (`token` metadata, else `authorization` without `Bearer `).
     pub token: Option<Bytes>,
+    /// Common name of the client certificate that this connection was accepted with, verified; absent on connections
+    /// without one and on calls that came through the JSON gateway. As in etcd it identifies a user where no token does.
+    pub certificate_name: Option<Arc<str>>,
     /// The caller wants "no leader" instead of waiting (`hasleader: true`).
     pub requires_leader: bool,
     /// `client-api-version` metadata; `Err` holds bytes that are not UTF-8.
