@@ -1,7 +1,6 @@
 //! gRPC's framing: five bytes (compressed or not, length) before each message, and how messages are taken out of and put
 //! into bodies without copying where that can be helped. Knows nothing of methods.
 
-use std::marker::PhantomData;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -141,29 +140,10 @@ pub(crate) fn put_prefix(bytes: &mut BytesMut, length: usize) {
     bytes.put_u32(length as u32);
 }
 
-/// The messages of a streaming call, decoded.
-pub(crate) struct Messages<M> {
-    reader: MessageReader,
-    counted: Box<dyn Fn(usize)>,
-    message: PhantomData<fn() -> M>,
-}
-
-impl<M> Messages<M> {
-    /// The messages of a reader; `counted` is told the length of each.
-    pub fn new(reader: MessageReader, counted: impl Fn(usize) + 'static) -> Self {
-        Self { reader, counted: Box::new(counted), message: PhantomData }
-    }
-}
-
-impl<M: Message + Default> Stream for Messages<M> {
-    type Item = Result<M, Error>;
+impl Stream for MessageReader {
+    type Item = Result<Bytes, Error>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let message = ready!(self.reader.poll_message(cx));
-        Poll::Ready(message.map(|message| {
-            let message = message?;
-            (self.counted)(message.len());
-            decode(message)
-        }))
+        self.poll_message(cx)
     }
 }

@@ -6,6 +6,7 @@
 pub mod accept;
 mod authority;
 mod connection;
+mod dispatch;
 mod frames;
 mod grpc;
 mod http;
