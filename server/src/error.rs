@@ -107,6 +107,9 @@ errors! {
     NotCapable, FailedPrecondition, "etcdserver: not capable";
     Stopped, Unavailable, "etcdserver: server stopped";
     TimedOut, Unavailable, "etcdserver: request timed out";
+    /// As etcd's library says it, without its prefix.
+    PasswordTooLong, Unknown, "bcrypt: password length exceeds 72 bytes";
+    TokenVerifyOnly, Unknown, "auth: token signing attempted with verify-only key";
     Canceled, Canceled, "context canceled";
     DeadlineExceeded, DeadlineExceeded, "context deadline exceeded";
 }

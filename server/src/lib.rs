@@ -16,6 +16,7 @@ pub mod rpc;
 pub mod views;
 
 pub mod apply;
+pub mod auth;
 pub mod state;
 
 pub mod policy;

@@ -129,6 +129,31 @@ pub const WAL_SEGMENT_BYTES: u64 = 64 << 20;
 /// Entries that wait for the log, in bytes. Raft admits less than that, so that an append is never refused.
 pub const WAL_QUEUE_BYTES_MAX: u64 = 256 << 20;
 
+// Auth.
+
+/// Life of a simple token after its last use, unless set.
+pub const SIMPLE_TOKEN_TTL: Duration = Duration::from_secs(300);
+/// Simple tokens of one member, some 250 bytes each; one more takes the place of one that was not used lately. With
+/// passwords at their default price a core checks fewer than 10,000 within the life of a token.
+pub const TOKENS_MAX: usize = 65_536;
+/// Life of a JSON web token, unless set.
+pub const JWT_TTL: Duration = Duration::from_secs(300);
+/// Largest JSON web token that is looked at.
+pub const JWT_BYTES_MAX: usize = 8 * 1024;
+/// JSON web tokens whose signature has been checked and is remembered.
+pub const JWT_CACHE_MAX: usize = 4096;
+/// Largest key file.
+pub const KEY_FILE_BYTES_MAX: u64 = 1 << 20;
+/// Threads that hash passwords.
+pub const PASSWORD_THREADS_MAX: usize = 4;
+/// Their niceness: a core that has anything else to do gives them a seventieth of its time.
+pub const PASSWORD_NICE: i32 = 19;
+/// Passwords that wait to be hashed or checked: what one thread gets done within a request's timeout at the default
+/// price, 55 ms each. More are refused, as they would wait in vain.
+pub const PASSWORD_QUEUE_MAX: usize = 128;
+/// Of them those of one account, so that who guesses at it does not keep the others out.
+pub const PASSWORDS_PER_ACCOUNT_MAX: usize = 16;
+
 // Watch.
 
 /// How often a net thread looks whether its streams still have a leader, and shows what is watched.
