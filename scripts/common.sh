@@ -56,3 +56,8 @@ install_toolchain() {
     # rustup reads rust-toolchain.toml here and fetches that toolchain if it is missing.
     cargo --version >&2 </dev/null || fail "the toolchain of rust-toolchain.toml is not there: run 'rustup toolchain install'"
 }
+
+# find_go: prints the go command, on PATH or where Go's own archive puts it.
+find_go() {
+    command -v go || { [ -x /usr/local/go/bin/go ] && echo /usr/local/go/bin/go; }
+}

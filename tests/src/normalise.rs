@@ -5,11 +5,11 @@ use serde_json::Value;
 
 use crate::ctl::Answer;
 
-/// A difference between etcd 3.5.1 and Daymark that is wanted.
+/// A difference between etcd and Daymark that is wanted.
 struct Difference {
     /// Commands whose answers it may show in.
     applies: fn(&[String]) -> bool,
-    /// Why Daymark does not do as etcd 3.5.1 does.
+    /// Why Daymark does not do as this etcd does.
     #[allow(dead_code, reason = "the argument is for the reader")]
     why: &'static str,
     /// JSON members whose values are not compared then.
@@ -162,10 +162,15 @@ fn field(line: &str, excused: &[&Difference]) -> String {
     if erased { format!("{name} : {ERASED}") } else { line.to_owned() }
 }
 
-/// `endpoint, id, version, size, leader, learner, term, index, applied, errors`: what must be equal of it.
+/// What must be equal of `endpoint, id, version, size, leader, learner, term, index, applied, errors`, or of the sixteen
+/// columns that 3.7 makes of them.
 fn status_columns(line: &str) -> String {
     let columns: Vec<_> = line.split(", ").collect();
-    let kept = [0, 1, 4, 5].map(|i| columns.get(i).copied().unwrap_or("missing"));
+    let kept = match columns.len() {
+        16 => &[0, 1, 8, 9, 13, 14, 15][..],
+        _ => &[0, 1, 4, 5],
+    };
+    let kept: Vec<_> = kept.iter().map(|i| columns.get(*i).copied().unwrap_or("missing")).collect();
     format!("{} columns: {}", columns.len(), kept.join(", "))
 }
 

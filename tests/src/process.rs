@@ -1,5 +1,5 @@
 //! Servers as child processes: started on free ports with a directory of their own, killed by pid when dropped. Knows the
-//! few flags in which etcd 3.5.1 and Daymark differ, nothing of what they serve.
+//! few flags in which etcd and Daymark differ, nothing of what they serve.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -27,8 +27,10 @@ const LOG_TAIL_BYTES: usize = 1500;
 pub enum Dialect {
     /// Daymark: etcd's present flags.
     Daymark,
-    /// etcd 3.5: some of them still begin with `experimental-`.
+    /// etcd 3.7: the same.
     Etcd,
+    /// etcd 3.5: some of them still begin with `experimental-`.
+    Etcd35,
 }
 
 /// A server binary.
@@ -43,7 +45,7 @@ pub struct Program {
 impl Program {
     /// The Daymark under test: `DAYMARK_BIN`, else the release build beside the test binary.
     ///
-    /// With `DAYMARK_DIALECT=etcd` the binary is an etcd: so the tests themselves are tried out.
+    /// With `DAYMARK_DIALECT=etcd` (3.7) or `etcd-3.5` the binary is an etcd: so the tests themselves are tried out.
     ///
     /// # Panics
     /// When it has not been built.
@@ -51,13 +53,18 @@ impl Program {
         let binary = std::env::var_os("DAYMARK_BIN").map_or_else(beside_the_tests, PathBuf::from);
         let remedy = "run ./test.sh, or cargo build --release --workspace, or set DAYMARK_BIN";
         assert!(binary.is_file(), "no server binary at {}: {remedy}", binary.display());
-        let etcd = std::env::var("DAYMARK_DIALECT").as_deref() == Ok("etcd");
-        Self { binary, dialect: if etcd { Dialect::Etcd } else { Dialect::Daymark } }
+        let dialect = match std::env::var("DAYMARK_DIALECT").as_deref() {
+            Err(_) | Ok("daymark") => Dialect::Daymark,
+            Ok("etcd") => Dialect::Etcd,
+            Ok("etcd-3.5") => Dialect::Etcd35,
+            Ok(other) => panic!("DAYMARK_DIALECT={other} is none of daymark, etcd, etcd-3.5"),
+        };
+        Self { binary, dialect }
     }
 
     /// The flag for how often watchers without events hear of progress.
     pub fn progress_interval(&self, interval: &str) -> String {
-        let prefix = if self.dialect == Dialect::Etcd { "experimental-" } else { "" };
+        let prefix = if self.dialect == Dialect::Etcd35 { "experimental-" } else { "" };
         format!("--{prefix}watch-progress-notify-interval={interval}")
     }
 }

@@ -1,8 +1,9 @@
 //! etcdctl cannot tell Daymark from etcd: the same commands, sent by Debian's etcdctl and by 3.5.1 to an etcd 3.5.1 and to
-//! Daymark, get the same complete answers. What may differ is named in `normalise.rs`.
+//! Daymark, and by etcdctl 3.7.1 to an etcd 3.7.1 and to Daymark, get the same complete answers. What may differ is named in
+//! `normalise.rs`.
 
 use daymark_tests::{
-    etcd,
+    etcd::{self, Setting},
     process::{Program, Server},
     script::{self, Script, Side},
 };
@@ -15,29 +16,34 @@ const SHOWN_MAX: usize = 8;
 
 /// Runs a script with every etcdctl and format on one pair of servers, emptying the key space in between.
 fn conforms(test: &str, text: &str, formats: &[&'static str]) {
-    let Some(oracle) = etcd::oracle_or_skip(test) else { return };
-    let ctls = etcd::etcdctls(test);
-    let program = Program::daymark();
-    let interval = program.progress_interval("1s");
-    let theirs = Server::start(&oracle, &[&oracle.progress_interval("1s")]);
-    let ours = Server::start(&program, &[&interval]);
-
     let script = Script::parse(text);
+    let mut failures = Vec::new();
+    let mut compared = 0;
+    for setting in etcd::settings(test) {
+        failures.extend(differences(&setting, &script, formats));
+        compared += script::compared_steps(&script) * setting.ctls.len() * formats.len();
+    }
+    let shown = failures.iter().take(SHOWN_MAX).cloned().collect::<Vec<_>>().join("\n");
+    assert!(failures.is_empty(), "{} of {compared} answers differ, the first ones are:\n{shown}", failures.len());
+    println!("{test}: {compared} answers are the same");
+}
+
+fn differences(setting: &Setting, script: &Script, formats: &[&'static str]) -> Vec<String> {
+    let program = Program::daymark();
+    let theirs = Server::start(&setting.oracle, &[&setting.oracle.progress_interval("1s")]);
+    let ours = Server::start(&program, &[&program.progress_interval("1s")]);
     let clean = Script::parse("del '' --prefix");
     let mut failures = Vec::new();
-    for ctl in &ctls {
+    for ctl in &setting.ctls {
         for format in formats {
             let mut left = Side::new("etcd", &theirs, ctl, format);
             let mut right = Side::new("daymark", &ours, ctl, format);
-            for found in [&script, &clean].map(|s| script::differences(s, &mut left, &mut right)).concat() {
+            for found in [script, &clean].map(|s| script::differences(s, &mut left, &mut right)).concat() {
                 failures.push(format!("etcdctl {} -w {format}, {found}", ctl.version));
             }
         }
     }
-    let compared = script::compared_steps(&script) * ctls.len() * formats.len();
-    let shown = failures.iter().take(SHOWN_MAX).cloned().collect::<Vec<_>>().join("\n");
-    assert!(failures.is_empty(), "{} of {compared} answers differ, the first ones are:\n{shown}", failures.len());
-    println!("{test}: {compared} answers are the same");
+    failures
 }
 
 macro_rules! scripts {

@@ -1,4 +1,4 @@
-//! The same requests to an etcd 3.5.1 and to Daymark get the same answers: generated sequences over the whole key-value,
+//! The same requests to an etcd 3.7.1 and to Daymark get the same answers: generated sequences over the whole key-value,
 //! lease and watch API, and a table of everything that must be refused.
 
 mod differential {
@@ -33,7 +33,7 @@ struct Difference {
 
 #[test]
 fn generated_requests_get_the_same_answers() {
-    let Some(oracle) = etcd::oracle_or_skip("generated_requests_get_the_same_answers") else { return };
+    let Some(oracle) = etcd::any_oracle_or_skip("generated_requests_get_the_same_answers") else { return };
     let ours = Program::daymark();
     let seed = seed();
     let count = usize::try_from(setting("DAYMARK_DIFF_REQUESTS", 5000)).expect("fits");
@@ -116,21 +116,20 @@ fn shrink(oracle: &Program, ours: &Program, mut requests: Vec<Request>) -> Vec<R
 #[test]
 fn what_is_wrong_is_refused_with_the_documented_code_and_text() {
     let ours = Program::daymark();
-    if let Some(oracle) = etcd::oracle_or_skip("what_is_wrong_is_refused (the table against etcd)") {
+    if let Some(oracle) = etcd::any_oracle_or_skip("what_is_wrong_is_refused (the table against etcd)") {
         let theirs = Server::start(&oracle, &[]);
-        let failures = runtime().block_on(refusals::failures(&theirs.endpoint(), true));
+        let failures = runtime().block_on(refusals::failures(&theirs.endpoint(), oracle.dialect.into()));
         assert!(failures.is_empty(), "the table itself is wrong, etcd says:\n{}", failures.join("\n"));
     }
-    let is_oracle = ours.dialect == Dialect::Etcd;
     let server = Server::start(&ours, &[]);
-    let failures = runtime().block_on(refusals::failures(&server.endpoint(), is_oracle));
+    let failures = runtime().block_on(refusals::failures(&server.endpoint(), ours.dialect.into()));
     assert!(failures.is_empty(), "{} refusals are wrong:\n{}", failures.len(), failures.join("\n"));
     assert!(server.is_healthy(), "the server goes on");
 }
 
 #[test]
 fn refused_watchers_are_told_on_their_stream() {
-    let Some(oracle) = etcd::oracle_or_skip("refused_watchers_are_told_on_their_stream") else { return };
+    let Some(oracle) = etcd::any_oracle_or_skip("refused_watchers_are_told_on_their_stream") else { return };
     let theirs = Server::start(&oracle, &[]);
     let ours = Server::start(&Program::daymark(), &[]);
     let expected = runtime().block_on(refusals::watch_refusals(&theirs.endpoint()));
