@@ -41,6 +41,9 @@ macro_rules! errors {
             ResponseTooLarge(usize, usize),
             /// Compressed with something that is not supported; holds its name.
             Compression(String),
+            /// Something failed inside of the lock or election service: whatever it was leaves with code `Unknown`, as in
+            /// etcd, where these services are clients of the others.
+            Inner(Box<Error>),
             /// The caller broke gRPC's framing; holds what is wrong. Ends its call and nothing else.
             Protocol(String),
             /// The member is failing; holds the facts. Always followed by its stop.
@@ -53,6 +56,7 @@ macro_rules! errors {
                 match self {
                     $(Self::$name => Code::$code,)*
                     Self::UnknownMethod(_) | Self::Compression(_) => Code::Unimplemented,
+                    Self::Inner(_) => Code::Unknown,
                     Self::Malformed(_) | Self::Protocol(_) | Self::Internal(_) => Code::Internal,
                     Self::MessageTooLarge(..) | Self::ResponseTooLarge(..) => Code::ResourceExhausted,
                 }
@@ -73,6 +77,7 @@ macro_rules! errors {
                     Self::Compression(name) => {
                         format!("grpc: Decompressor is not installed for grpc-encoding \"{name}\"").into()
                     }
+                    Self::Inner(error) => error.text(),
                     Self::Protocol(what) | Self::Internal(what) => what.clone().into(),
                 }
             }
@@ -110,8 +115,29 @@ errors! {
     /// As etcd's library says it, without its prefix.
     PasswordTooLong, Unknown, "bcrypt: password length exceeds 72 bytes";
     TokenVerifyOnly, Unknown, "auth: token signing attempted with verify-only key";
+    /// RangeStream with another order than ascending keys.
+    StreamSortOrder, Unimplemented, "RangeStream does not support custom sort orders";
+    /// RangeStream with bounds on revisions.
+    StreamRevisionFilters, Unimplemented, "RangeStream does not support revision filters";
+    /// Nobody is a candidate.
+    ElectionNoLeader, Unknown, "election: no leader";
+    /// The leader key is not there any more, or another one.
+    ElectionNotLeader, Unknown, "election: not leader";
+    LeaderMissing, Unknown, "\"leader\" field must be provided";
+    /// The key of a lock has gone while it waited for its turn.
+    SessionExpired, Unknown, "mutex: session is expired";
     Canceled, Canceled, "context canceled";
     DeadlineExceeded, DeadlineExceeded, "context deadline exceeded";
+}
+
+impl Error {
+    /// As it leaves the lock and election services. What this member fails with itself stays as it is.
+    pub fn inside(self) -> Self {
+        match self {
+            Self::Internal(_) | Self::Inner(_) => self,
+            error => Self::Inner(Box::new(error)),
+        }
+    }
 }
 
 fn unknown_method(path: &str) -> String {

@@ -62,6 +62,8 @@ pub const LISTEN_BACKLOG: i32 = 1024;
 
 /// Encoded messages that wait in the response half of one stream; its owner stops producing above it.
 pub const STREAM_QUEUE_BYTES_MAX: usize = 256 * 1024;
+/// Encoded events that wait for a lock, campaign or observer to look at them; one message may pass it.
+pub const INNER_WATCH_BYTES_MAX: usize = 64 * 1024;
 /// Messages of one stream that are gathered into one frame.
 pub const STREAM_GATHER_BYTES: usize = 16 * 1024;
 
@@ -91,6 +93,8 @@ pub const RANGE_INLINE_BYTES_MAX: usize = 32 << 10;
 
 /// What such a Range reads at once, before it looks whether its caller is still there.
 pub const RANGE_PIECE_BYTES: usize = 256 << 10;
+/// Pairs in the first piece of a RangeStream, as in etcd: it is read on the net thread and soon there.
+pub const STREAM_FIRST_PAIRS: usize = 10;
 /// Threads of the blocking pool of one net thread.
 pub const POOL_THREADS: usize = 4;
 /// Reads on the pool of one net thread. One thread is left for watchers that catch up.

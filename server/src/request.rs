@@ -13,6 +13,7 @@ use std::task::{Poll, Waker};
 
 use bytes::Bytes;
 use daymark_api::etcdserverpb as pb;
+use daymark_api::{v3electionpb, v3lockpb};
 use futures_util::stream::LocalBoxStream;
 use smallvec::SmallVec;
 
@@ -50,6 +51,26 @@ pub enum Request {
     Alarm(pb::AlarmRequest),
     Status(pb::StatusRequest),
     Defragment(pb::DefragmentRequest),
+    Lock(v3lockpb::LockRequest),
+    Unlock(v3lockpb::UnlockRequest),
+    Campaign(v3electionpb::CampaignRequest),
+    Proclaim(v3electionpb::ProclaimRequest),
+    Leader(v3electionpb::LeaderRequest),
+    Resign(v3electionpb::ResignRequest),
+}
+
+impl Request {
+    /// Whether its answer may take as long as others like: it ends when the member stops.
+    pub fn waits_for_others(&self) -> bool {
+        matches!(self, Self::Lock(_) | Self::Campaign(_))
+    }
+}
+
+/// A call with one request and a stream of answers: a variant per method, holding etcd's message.
+#[derive(Clone, Debug)]
+pub enum StreamRequest {
+    RangeStream(pb::RangeRequest),
+    Observe(v3electionpb::LeaderRequest),
 }
 
 /// The answer to a [`Request`] of the same name.
@@ -68,6 +89,12 @@ pub enum Reply {
     Alarm(pb::AlarmResponse),
     Status(pb::StatusResponse),
     Defragment(pb::DefragmentResponse),
+    Lock(v3lockpb::LockResponse),
+    Unlock(v3lockpb::UnlockResponse),
+    Campaign(v3electionpb::CampaignResponse),
+    Proclaim(v3electionpb::ProclaimResponse),
+    Leader(v3electionpb::LeaderResponse),
+    Resign(v3electionpb::ResignResponse),
 }
 
 /// What comes in on a streaming call, message by message; `None` when the caller has ended its half. An error means that

@@ -37,7 +37,7 @@ use crate::net::{Condition, FrontDoor, NetOptions, NetThreads};
 use crate::policy::room::{Directory, RoomWatch};
 use crate::policy::upkeep::Upkeep;
 use crate::policy::{compactor, lessor, timer};
-use crate::request::{Context, Reply, Request, RequestStream, Sink};
+use crate::request::{Context, Reply, Request, RequestStream, Sink, StreamRequest};
 use crate::services::{self, Door, Member, Settings};
 use crate::views::Views;
 use crate::watch::{Engine, Options as WatchOptions};
@@ -570,6 +570,10 @@ impl FrontDoor for Front {
             Ok(()) => self.door.lease_keep_alive(context, requests, sink).await,
             Err(error) => sink.finish(Err(error)),
         }
+    }
+
+    async fn stream(self: &Rc<Self>, context: Context, request: StreamRequest, sink: Sink) {
+        self.door.serve_stream(context, request, sink).await;
     }
 
     async fn probe(self: &Rc<Self>, serializable: bool) -> Result<(), Error> {

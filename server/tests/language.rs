@@ -317,6 +317,7 @@ pub fn reply(reply: &Reply) -> String {
                 .expect("grows");
         }
         Reply::Defragment(defragment) => line(&mut out, "", &defragment.header, "done"),
+        other => writeln!(out, "{other:?}").expect("strings grow"),
     }
     out
 }

@@ -1,9 +1,11 @@
 //! The tests of this crate that need more than one part of it, in one binary.
 
 mod commands;
+mod coordination;
 mod door;
 mod language;
 mod member;
 mod process;
+mod range_stream;
 mod replay;
 mod scripts;

@@ -1,6 +1,7 @@
 //! A whole member without sockets: log on a simulated disk, raft, apply, the front door. Its state is in the model
 //! backend, which forgets at a crash what was not flushed.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -16,6 +17,7 @@ use daymark_server::policy::lessor::Lessor;
 use daymark_server::request::{Context, Reply, Request};
 use daymark_server::services::{Door, Member, Settings};
 use daymark_server::views::Views;
+use daymark_server::watch::{Engine, Options as WatchOptions};
 use daymark_storage::backend::MemBackend;
 use daymark_storage::mvcc::Keyspace;
 use daymark_storage::sim_disk::SimDisk;
@@ -34,6 +36,8 @@ pub struct TestMember {
     disk: SimDisk,
     backend: Arc<MemBackend>,
     pub door: Rc<Door>,
+    /// Watches, which locks and elections wait by.
+    pub engine: Rc<RefCell<Engine>>,
     threads: Vec<JoinHandle<()>>,
     fatal: mpsc::Receiver<String>,
     runtime: Runtime,
@@ -93,10 +97,19 @@ impl TestMember {
             .max_blocking_threads(1)
             .build()
             .expect("a runtime");
+        let watch = WatchOptions {
+            ring_bytes_max: 1 << 20,
+            fragment_bytes: 2 << 20,
+            progress_interval: Duration::from_secs(600),
+        };
+        let (views, pool) = (door.views(), Rc::new(runtime.handle().clone()));
+        let (keyspace, mailbox) = (views.keyspace.clone(), views.mailboxes[0].clone());
+        let engine = Engine::new(keyspace, mailbox, CLUSTER, MEMBER, || 1, watch, pool);
+        door.attach_watch(engine.clone());
         let net = LocalSet::new();
         let running = door.clone();
         net.spawn_local(async move { running.run().await });
-        let member = Self { disk, backend, door, threads: vec![log_thread, apply_thread], fatal, runtime, net };
+        let member = Self { disk, backend, door, engine, threads: vec![log_thread, apply_thread], fatal, runtime, net };
         member.wait(async |door| door.wait_ready().await.expect("it leads"));
         member
     }

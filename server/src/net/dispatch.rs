@@ -21,7 +21,7 @@ use super::frames::{self, PREFIX_BYTES};
 use super::{FrontDoor, Thread};
 use crate::error::{Code, Error};
 use crate::limits;
-use crate::request::{Context, MessageParts, Reply, Request, RequestStream, Sink, Taken};
+use crate::request::{Context, MessageParts, Reply, Request, RequestStream, Sink, StreamRequest, Taken};
 use crate::rpc::Rpc;
 
 /// How a call ends: a code number and a text. Wider than [`Error`], because transports have words of their own.
@@ -138,7 +138,9 @@ impl<D: FrontDoor> Call<D> {
             return health_check(frames::decode(message)?);
         }
         let request = decode_request(self.rpc, message)?;
-        let reply = self.thread.door.call(std::mem::take(&mut self.context), request).await?;
+        let waits = request.waits_for_others();
+        let call = self.thread.door.call(std::mem::take(&mut self.context), request);
+        let reply = if waits { until_stopped(&self.thread, call).await? } else { call.await? };
         let message = encode_reply(&reply);
         check_sendable(message.len() - PREFIX_BYTES, limits::RESPONSE_BYTES_MAX)?;
         Ok(message)
@@ -253,6 +255,16 @@ async fn until<T>(
     .await
 }
 
+/// Answers a call that may wait for other clients, unless the member stops meanwhile.
+async fn until_stopped<D>(thread: &Thread<D>, call: impl Future<Output = Result<Reply, Error>>) -> Result<Reply, Error> {
+    let mut stopping = thread.stopping.clone();
+    tokio::select! {
+        biased;
+        answer = call => answer,
+        _ = stopping.wait_for(|stop| *stop) => Err(Error::Stopped),
+    }
+}
+
 /// A method that is known and not served.
 fn not_served(rpc: Rpc) -> Error {
     Error::UnknownMethod(format!("/{}/{}", rpc.service(), rpc.method()))
@@ -273,6 +285,12 @@ fn decode_request(rpc: Rpc, message: Bytes) -> Result<Request, Error> {
         Rpc::Alarm => Request::Alarm(frames::decode(message)?),
         Rpc::Status => Request::Status(frames::decode(message)?),
         Rpc::Defragment => Request::Defragment(frames::decode(message)?),
+        Rpc::Lock => Request::Lock(frames::decode(message)?),
+        Rpc::Unlock => Request::Unlock(frames::decode(message)?),
+        Rpc::Campaign => Request::Campaign(frames::decode(message)?),
+        Rpc::Proclaim => Request::Proclaim(frames::decode(message)?),
+        Rpc::Leader => Request::Leader(frames::decode(message)?),
+        Rpc::Resign => Request::Resign(frames::decode(message)?),
         _ => return Err(not_served(rpc)),
     })
 }
@@ -292,6 +310,12 @@ fn encode_reply(reply: &Reply) -> Bytes {
         Reply::Alarm(message) => frames::encode(message),
         Reply::Status(message) => frames::encode(message),
         Reply::Defragment(message) => frames::encode(message),
+        Reply::Lock(message) => frames::encode(message),
+        Reply::Unlock(message) => frames::encode(message),
+        Reply::Campaign(message) => frames::encode(message),
+        Reply::Proclaim(message) => frames::encode(message),
+        Reply::Leader(message) => frames::encode(message),
+        Reply::Resign(message) => frames::encode(message),
     }
 }
 
@@ -307,6 +331,18 @@ fn service<D: FrontDoor>(
     Some(match rpc {
         Rpc::Watch => Box::pin(async move { door.watch(context, decoded(messages), sink).await }),
         Rpc::LeaseKeepAlive => Box::pin(async move { door.lease_keep_alive(context, decoded(messages), sink).await }),
+        Rpc::RangeStream => Box::pin(async move {
+            match only(messages).await {
+                Ok(request) => door.stream(context, StreamRequest::RangeStream(request), sink).await,
+                Err(error) => sink.finish(Err(error)),
+            }
+        }),
+        Rpc::Observe => Box::pin(async move {
+            match only(messages).await {
+                Ok(request) => door.stream(context, StreamRequest::Observe(request), sink).await,
+                Err(error) => sink.finish(Err(error)),
+            }
+        }),
         Rpc::HealthWatch => Box::pin(async move {
             match only(messages).await {
                 Ok(request) => health_watch(&request, &sink).await,

@@ -26,7 +26,7 @@ use crate::config::TransportOptions;
 use crate::error::Error;
 use crate::limits;
 use crate::metrics::{Metrics, NetCounters};
-use crate::request::{Context, Reply, Request, RequestStream, Sink};
+use crate::request::{Context, Reply, Request, RequestStream, Sink, StreamRequest};
 use accept::{Accepted, Bound};
 
 /// What a net thread needs of the services. One on each net thread, not shared between threads.
@@ -49,6 +49,9 @@ pub trait FrontDoor: 'static {
         requests: RequestStream<pb::LeaseKeepAliveRequest>,
         sink: Sink,
     ) -> impl Future<Output = ()>;
+
+    /// Serves a call with one request and a stream of answers, like [`FrontDoor::watch`].
+    fn stream(self: &Rc<Self>, context: Context, request: StreamRequest, sink: Sink) -> impl Future<Output = ()>;
 
     /// Reads something, as root, to see whether reads work; through a read barrier unless `serializable`.
     fn probe(self: &Rc<Self>, serializable: bool) -> impl Future<Output = Result<(), Error>>;

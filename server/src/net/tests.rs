@@ -138,6 +138,13 @@ impl FrontDoor for FakeDoor {
         }
     }
 
+    async fn stream(self: &Rc<Self>, _: Context, request: StreamRequest, sink: Sink) {
+        match request {
+            StreamRequest::RangeStream(range) => sink.push(MessageParts::from_iter([range.key])),
+            StreamRequest::Observe(_) => sink.finish(Err(Error::NotCapable)),
+        }
+    }
+
     async fn probe(self: &Rc<Self>, serializable: bool) -> Result<(), Error> {
         if serializable || self.seen.corrupt.load(Ordering::SeqCst) == 0 { Ok(()) } else { Err(Error::TimedOut) }
     }

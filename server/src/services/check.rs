@@ -55,6 +55,20 @@ pub fn range(request: &pb::RangeRequest) -> Result<(), Error> {
     Ok(())
 }
 
+/// As for a Range, then what only a whole answer can have: an order of its own, and bounds on revisions. (With no order
+/// a target other than the key counts as the default, as in etcd.)
+pub fn range_stream(request: &pb::RangeRequest) -> Result<(), Error> {
+    range(request)?;
+    let by_key = request.sort_target == SortTarget::Key as i32;
+    let ascends = by_key && request.sort_order == SortOrder::Ascend as i32;
+    if request.sort_order != SortOrder::None as i32 && !ascends {
+        return Err(Error::StreamSortOrder);
+    }
+    let bounds =
+        [request.min_mod_revision, request.max_mod_revision, request.min_create_revision, request.max_create_revision];
+    if bounds.iter().any(|bound| *bound != 0) { Err(Error::StreamRevisionFilters) } else { Ok(()) }
+}
+
 /// Empty key, then a value that is to be ignored, then a lease that is.
 pub fn put(request: &pb::PutRequest) -> Result<(), Error> {
     if request.key.is_empty() {

@@ -53,16 +53,21 @@ impl Door {
     async fn range_now(&self, request: &pb::RangeRequest) -> Result<pb::RangeResponse, Error> {
         // Who lists goes on to watch from the header's revision + 1: a header newer than the data would hide what
         // happened between. So it is taken first, and what is read is as of then.
-        let now = self.keyspace().read(0)?;
-        let current = now.revision();
-        let view = match request.revision {
-            ..=0 => now,
-            revision if revision > current => return Err(Error::FutureRevision),
-            revision => self.keyspace().read(revision)?,
-        };
+        let (view, current) = self.view_at(request.revision)?;
         let mut response = self.read_range(view, request, self.response_bytes_max()).await?;
         response.header = header(current);
         Ok(response)
+    }
+
+    /// A view of `revision` (0 or less: the current one), and the current revision.
+    pub(super) fn view_at(&self, revision: i64) -> Result<(ReadTxn, i64), Error> {
+        let now = self.keyspace().read(0)?;
+        let current = now.revision();
+        match revision {
+            ..=0 => Ok((now, current)),
+            revision if revision > current => Err(Error::FutureRevision),
+            revision => Ok((self.keyspace().read(revision)?, current)),
+        }
     }
 
     pub(super) async fn compact(

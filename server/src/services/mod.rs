@@ -10,15 +10,20 @@ pub mod pool;
 pub mod scan;
 
 pub mod cluster;
+pub mod election;
 pub mod health;
+pub mod inner_watch;
 pub mod kv;
 pub mod lease;
+pub mod lock;
 pub mod maintenance;
+pub mod queue;
+pub mod range_stream;
 pub mod watch;
 
 use std::cell::RefCell;
 use std::future::poll_fn;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -36,9 +41,9 @@ use crate::error::Error;
 use crate::limits;
 use crate::mailbox::{CommandResult, Mailbox};
 use crate::policy::lessor::Lessor;
-use crate::request::{Context, Reply, Request};
+use crate::request::{Context, Reply, Request, Sink, StreamRequest};
 use crate::views::Views;
-use crate::watch::WatchTurn;
+use crate::watch::{Engine, WatchTurn};
 
 use batcher::Batcher;
 use pool::Pool;
@@ -102,7 +107,12 @@ pub struct Door {
     pool: Pool,
     /// Readers that wait until the applied index reaches theirs.
     readers: RefCell<Vec<(u64, Waker)>>,
-    watch: RefCell<Option<Rc<RefCell<dyn WatchTurn>>>>,
+    /// Watches of this thread.
+    engine: RefCell<Option<Rc<RefCell<Engine>>>>,
+    /// Candidates for locks and elections that wait on this thread.
+    waiting: queue::Waiting,
+    /// Itself, for work that outlives the call that it belongs to.
+    this: Weak<Self>,
 }
 
 /// Decides whether the caller may do what it asks, and as whom it is replicated. The one place for that; nobody has an
@@ -118,19 +128,29 @@ impl Door {
         let raft = member.raft.clone();
         let timeout = member.settings.request_timeout();
         let batcher = Batcher::new(mailbox.clone(), timeout, Box::new(move |batch| raft.propose(batch)));
-        Rc::new(Self {
+        Rc::new_cyclic(|this| Self {
             member,
             mailbox,
             batcher,
             pool: Pool::default(),
             readers: RefCell::default(),
-            watch: RefCell::default(),
+            engine: RefCell::default(),
+            waiting: queue::Waiting::default(),
+            this: this.clone(),
         })
     }
 
-    /// Sets who gets applied batches and a turn after them.
-    pub fn attach_watch(&self, watch: Rc<RefCell<dyn WatchTurn>>) {
-        *self.watch.borrow_mut() = Some(watch);
+    /// Sets who gets applied batches and a turn after them. Locks and elections wait by its watches.
+    pub fn attach_watch(&self, engine: Rc<RefCell<Engine>>) {
+        *self.engine.borrow_mut() = Some(engine);
+    }
+
+    fn engine(&self) -> Rc<RefCell<Engine>> {
+        self.engine.borrow().clone().expect("watches are attached before anybody is served")
+    }
+
+    fn this(&self) -> Weak<Self> {
+        self.this.clone()
     }
 
     /// The member behind it.
@@ -185,6 +205,21 @@ impl Door {
         result
     }
 
+    /// Serves a call that is answered with a stream.
+    pub async fn serve_stream(&self, context: Context, request: StreamRequest, sink: Sink) {
+        let end = match request {
+            StreamRequest::RangeStream(request) => self.range_stream(&context, request, &sink).await,
+            StreamRequest::Observe(request) => match self.check_context(&context) {
+                Ok(()) => self.observe(&context, request, &sink).await.map_err(Error::inside),
+                Err(error) => Err(error),
+            },
+        };
+        if let Err(Error::Internal(facts)) = &end {
+            (self.member.on_fatal)(facts);
+        }
+        sink.finish(end);
+    }
+
     async fn answer(&self, context: Context, request: Request) -> Result<Reply, Error> {
         self.check_context(&context)?;
         // Before the request's own checks, as etcd's quota.
@@ -205,9 +240,32 @@ impl Door {
             Request::Alarm(alarm) => self.alarm(identity, alarm).await?,
             Request::Status(_) => Reply::Status(self.status()?),
             Request::Defragment(_) => Reply::Defragment(self.defragment()),
+            request @ (Request::Lock(_)
+            | Request::Unlock(_)
+            | Request::Campaign(_)
+            | Request::Proclaim(_)
+            | Request::Leader(_)
+            | Request::Resign(_)) => {
+                // Boxed: these take more room than all others, whose calls would have to carry it.
+                let answer = Box::pin(self.answer_in_steps(&context, request)).await;
+                return answer.map_err(Error::inside);
+            }
         };
         self.fill_header(&mut reply);
         Ok(reply)
+    }
+
+    /// The services that are clients of the others.
+    async fn answer_in_steps(&self, context: &Context, request: Request) -> Result<Reply, Error> {
+        Ok(match request {
+            Request::Lock(request) => Reply::Lock(self.lock(context, request).await?),
+            Request::Unlock(request) => Reply::Unlock(self.unlock(context, request).await?),
+            Request::Campaign(request) => Reply::Campaign(self.campaign(context, request).await?),
+            Request::Proclaim(request) => Reply::Proclaim(self.proclaim(context, request).await?),
+            Request::Leader(request) => Reply::Leader(self.leader(context, request).await?),
+            Request::Resign(request) => Reply::Resign(self.resign(context, request).await?),
+            other => unreachable!("{other:?} is answered at once"),
+        })
     }
 
     /// What is checked before any call or stream: client API version, then whether a leader is wanted.
@@ -301,7 +359,7 @@ impl Door {
             self.batcher.handle_replies(replies);
         }
         self.wake_readers();
-        let watch = self.watch.borrow().clone();
+        let watch = self.engine.borrow().clone();
         while let Some(batch) = self.mailbox.pop_applied() {
             if let Some(watch) = &watch {
                 watch.borrow_mut().handle_applied(batch);
@@ -311,7 +369,7 @@ impl Door {
     }
 
     fn turn(&self) {
-        let watch = self.watch.borrow().clone();
+        let watch = self.engine.borrow().clone();
         if let Some(watch) = watch {
             watch.borrow_mut().turn();
         }
@@ -345,6 +403,13 @@ impl Door {
             Reply::Alarm(reply) => &mut reply.header,
             Reply::Status(reply) => &mut reply.header,
             Reply::Defragment(reply) => &mut reply.header,
+            // Those of the requests inside, as they were.
+            Reply::Lock(_)
+            | Reply::Unlock(_)
+            | Reply::Campaign(_)
+            | Reply::Proclaim(_)
+            | Reply::Leader(_)
+            | Reply::Resign(_) => return,
         };
         if let Some(header) = header {
             *header = self.header(header.revision);
