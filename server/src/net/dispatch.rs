@@ -140,7 +140,7 @@ impl<D: FrontDoor> Call<D> {
         let request = decode_request(self.rpc, message)?;
         let waits = request.waits_for_others();
         let call = self.thread.door.call(std::mem::take(&mut self.context), request);
-        let reply = if waits { until_stopped(&self.thread, call).await? } else { call.await? };
+        let reply = if waits { until_stopped(&self.thread, Box::pin(call)).await? } else { call.await? };
         let message = encode_reply(&reply);
         check_sendable(message.len() - PREFIX_BYTES, limits::RESPONSE_BYTES_MAX)?;
         Ok(message)
@@ -256,7 +256,10 @@ async fn until<T>(
 }
 
 /// Answers a call that may wait for other clients, unless the member stops meanwhile.
-async fn until_stopped<D>(thread: &Thread<D>, call: impl Future<Output = Result<Reply, Error>>) -> Result<Reply, Error> {
+async fn until_stopped<D>(
+    thread: &Thread<D>,
+    call: impl Future<Output = Result<Reply, Error>>,
+) -> Result<Reply, Error> {
     let mut stopping = thread.stopping.clone();
     tokio::select! {
         biased;
