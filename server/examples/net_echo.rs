@@ -11,7 +11,7 @@ use daymark_server::error::Error;
 use daymark_server::metrics::{Metrics, Sample};
 use daymark_server::net::accept::{Role, bind};
 use daymark_server::net::{Condition, FrontDoor, NetOptions, NetThreads};
-use daymark_server::request::{Context, Reply, Request, RequestStream, Sink};
+use daymark_server::request::{Context, Reply, Request, RequestStream, Sink, StreamRequest};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -36,6 +36,10 @@ impl FrontDoor for Echo {
     async fn watch(self: &Rc<Self>, _: Context, _: RequestStream<pb::WatchRequest>, _: Sink) {}
 
     async fn lease_keep_alive(self: &Rc<Self>, _: Context, _: RequestStream<pb::LeaseKeepAliveRequest>, _: Sink) {}
+
+    async fn stream(self: &Rc<Self>, _: Context, _: StreamRequest, sink: Sink) {
+        sink.finish(Ok(()));
+    }
 
     async fn probe(self: &Rc<Self>, _: bool) -> Result<(), Error> {
         Ok(())

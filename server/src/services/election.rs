@@ -121,7 +121,7 @@ impl Door {
                 if event.r#type == EventType::Delete as i32 || sink.is_closed() {
                     return;
                 }
-                tell(sink, response.header.clone().unwrap_or_default(), event.kv.unwrap_or_default()).await;
+                tell(sink, response.header.unwrap_or_default(), event.kv.unwrap_or_default()).await;
             }
         }
     }
