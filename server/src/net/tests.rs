@@ -431,7 +431,8 @@ fn what_is_malformed_is_refused_and_the_connection_lives_on() {
                 12,
                 "unknown method UserAdd for service etcdserverpb.Auth",
             ),
-            ("/etcdserverpb.KV/RangeStream", vec![], framed(0, 0, b""), 12, "unknown method RangeStream for service"),
+            ("/etcdserverpb.KV/RangeStream", vec![], framed(0, 3, b"\xff\xff\xff"), 13, "grpc: error unmarshalling"),
+            ("/etcdserverpb.KV/RangeStream", vec![], Bytes::new(), 13, "cardinality violation: received no request"),
             ("/foo.Bar/Baz", vec![], Bytes::new(), 12, "unknown service foo.Bar"),
             ("/nonsense", vec![], Bytes::new(), 12, "malformed method name: \"/nonsense\""),
         ];
