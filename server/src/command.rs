@@ -34,6 +34,8 @@ pub enum Kind {
     Alarm = 8,
     /// A member's name and client URLs, published by itself.
     MemberAttributes = 9,
+    /// New peer addresses of a member.
+    MemberUpdate = 13,
 }
 
 /// Leases whose time is over.
@@ -55,6 +57,15 @@ pub struct MemberAttributes {
     pub client_urls: Vec<String>,
 }
 
+/// Where a member is reached by others, as an operator says.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct MemberPeerUrls {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(string, repeated, tag = "2")]
+    pub peer_urls: Vec<String>,
+}
+
 /// One command, decoded.
 #[derive(Clone, Debug)]
 #[allow(clippy::large_enum_variant)] // Decoded, applied and dropped one at a time.
@@ -68,6 +79,7 @@ pub enum Command {
     LeaseExpire(LeaseExpire),
     Alarm(pb::AlarmRequest),
     MemberAttributes(MemberAttributes),
+    MemberUpdate(MemberPeerUrls),
 }
 
 /// Who asked, as far as apply must know it (auth comes with its own issue; absent until then).
@@ -164,6 +176,7 @@ fn decode_one(batch: &mut Bytes) -> Result<(Option<Identity>, Command), Error> {
         7 => Command::LeaseExpire(parse(message)?),
         8 => Command::Alarm(parse(message)?),
         9 => Command::MemberAttributes(parse(message)?),
+        13 => Command::MemberUpdate(parse(message)?),
         other => return Err(broken(format!("command of unknown kind {other}"))),
     };
     Ok((identity, command))

@@ -128,6 +128,21 @@ errors! {
     SessionExpired, Unknown, "mutex: session is expired";
     Canceled, Canceled, "context canceled";
     DeadlineExceeded, DeadlineExceeded, "context deadline exceeded";
+    MemberUrlsInvalid, InvalidArgument, "etcdserver: given member URLs are invalid";
+    MemberNotFound, NotFound, "etcdserver: member not found";
+    MemberNotLearner, FailedPrecondition, "etcdserver: can only promote a learner member";
+    PeerUrlsExist, FailedPrecondition, "etcdserver: Peer URLs already exists";
+    /// On the wire `Unknown`, although the client library's table says `FailedPrecondition`.
+    NotEnoughStartedMembers, Unknown, "etcdserver: re-configuration failed due to not enough started members";
+    BadLeaderTransferee, FailedPrecondition, "etcdserver: bad leader transferee";
+    UnknownAction, Unknown, "etcdserver: unknown method";
+    ClusterVersionUnavailable, FailedPrecondition, "etcdserver: cluster version not found during downgrade";
+    WrongDowngradeVersionFormat, InvalidArgument, "etcdserver: wrong downgrade target version format";
+    InvalidDowngradeTargetVersion, InvalidArgument, "etcdserver: invalid downgrade target version";
+    /// Ours: etcd begins a job that only an older program could end.
+    DowngradeImpossible, FailedPrecondition, "daymark: no earlier version of Daymark can read this data: to go back to etcd, restore a snapshot with etcdutl";
+    /// Ours: what one member cannot do yet.
+    SecondMember, Unimplemented, "daymark: this version runs one member: a second one cannot be added yet";
 }
 
 impl Error {

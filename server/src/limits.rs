@@ -158,6 +158,13 @@ pub const PASSWORD_QUEUE_MAX: usize = 128;
 /// Of them those of one account, so that who guesses at it does not keep the others out.
 pub const PASSWORDS_PER_ACCOUNT_MAX: usize = 16;
 
+// Members.
+
+/// Peer addresses of one member.
+pub const PEER_URLS_MAX: usize = 64;
+/// Length of one of them.
+pub const PEER_URL_BYTES_MAX: usize = 1024;
+
 // Watch.
 
 /// How often a net thread looks whether its streams still have a leader, and shows what is watched.

@@ -11,6 +11,8 @@ use prometheus::proto::{
     Bucket, Counter as CounterValue, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
 };
 
+use daymark_api::etcdserverpb as pb;
+
 use crate::rpc::{Rpc, RpcKind};
 
 /// gRPC codes by number, as metrics spell them.
@@ -84,6 +86,65 @@ impl Durations {
             count: all.iter().map(|one| one.count.value()).sum(),
             sum: all.iter().map(|one| one.nanos.value()).sum::<u64>() as f64 / 1e9,
         }
+    }
+}
+
+/// Durations that any thread sees now and then, in buckets of a first bound x 2^i.
+#[derive(Debug)]
+pub struct SharedDurations {
+    first: Duration,
+    buckets: Box<[AtomicU64]>,
+    count: AtomicU64,
+    nanos: AtomicU64,
+}
+
+impl SharedDurations {
+    /// `buckets` bounds from `first` on.
+    pub fn new(first: Duration, buckets: usize) -> Self {
+        let buckets = (0..buckets).map(|_| AtomicU64::new(0)).collect();
+        Self { first, buckets, count: AtomicU64::new(0), nanos: AtomicU64::new(0) }
+    }
+
+    /// Counts one duration.
+    pub fn observe(&self, duration: Duration) {
+        let bucket = (0..self.buckets.len()).find(|i| duration <= self.first * (1 << i));
+        if let Some(bucket) = bucket {
+            self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        }
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.nanos.fetch_add(duration.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// As it stands.
+    pub fn sample(&self) -> HistogramSample {
+        let mut cumulative = 0;
+        let buckets = self.buckets.iter().enumerate().map(|(i, bucket)| {
+            cumulative += bucket.load(Ordering::Relaxed);
+            (self.first.as_secs_f64() * f64::from(1_u32 << i), cumulative)
+        });
+        HistogramSample {
+            cumulative: buckets.collect(),
+            count: self.count.load(Ordering::Relaxed),
+            sum: self.nanos.load(Ordering::Relaxed) as f64 / 1e9,
+        }
+    }
+}
+
+/// How long maintenance took, in etcd's buckets.
+#[derive(Debug)]
+pub struct MemberDurations {
+    pub defrag: SharedDurations,
+    /// Of everything.
+    pub hash: SharedDurations,
+    /// Of the keys at a revision.
+    pub hash_rev: SharedDurations,
+    pub snapshot: SharedDurations,
+}
+
+impl Default for MemberDurations {
+    fn default() -> Self {
+        let of = |millis, buckets| SharedDurations::new(Duration::from_millis(millis), buckets);
+        Self { defrag: of(100, 13), hash: of(10, 15), hash_rev: of(10, 15), snapshot: of(10, 17) }
     }
 }
 
@@ -181,7 +242,8 @@ pub struct Sample {
     pub proposals_committed: u64,
     pub proposals_applied: u64,
     pub proposals_pending: u64,
-    pub quota_bytes: u64,
+    /// Negative: none.
+    pub quota_bytes: i64,
     pub lease_expired: u64,
     pub lease_granted: u64,
     pub lease_revoked: u64,
@@ -198,9 +260,16 @@ pub struct Sample {
     pub compact_revision: i64,
     pub db_bytes: u64,
     pub db_bytes_in_use: u64,
+    pub alarms: Arc<Vec<pb::AlarmMember>>,
     pub watch_streams: u64,
     pub watchers: u64,
     pub slow_watchers: u64,
+
+    pub defrag_inflight: bool,
+    pub defrag: HistogramSample,
+    pub hash: HistogramSample,
+    pub hash_rev: HistogramSample,
+    pub snapshot: HistogramSample,
 
     pub wal_fsync: HistogramSample,
     pub wal_write_bytes: u64,
@@ -260,6 +329,10 @@ impl Metrics {
         families.gauge("etcd_server_proposals_applied_total", "applied log index", s.proposals_applied as f64);
         families.gauge("etcd_server_proposals_pending", "proposals under way", s.proposals_pending as f64);
         families.gauge("etcd_server_quota_backend_bytes", "size limit of the data", s.quota_bytes as f64);
+        let alarms: Vec<_> = s.alarms.iter().map(|alarm| (format!("{:x}", alarm.member_id), alarm.alarm())).collect();
+        let rows =
+            alarms.iter().map(|(id, alarm)| (vec![("alarm_type", alarm.as_str_name()), ("server_id", &**id)], 1.0));
+        families.labelled("etcd_debugging_server_alarms", "active alarms", MetricType::GAUGE, rows);
         let id = format!("{:x}", s.member_id);
         families.labelled("etcd_server_id", "id of this member", MetricType::GAUGE, [(vec![("server_id", &*id)], 1.0)]);
         let version = [(vec![("server_version", self.server_version)], 1.0)];
@@ -365,6 +438,15 @@ fn storage(families: &mut Families, s: &Sample) {
     families.gauge("etcd_debugging_mvcc_watcher_total", "watchers", s.watchers as f64);
     families.gauge("etcd_debugging_mvcc_slow_watcher_total", "watchers behind", s.slow_watchers as f64);
     families.histogram("etcd_disk_wal_fsync_duration_seconds", "syncs of the log", &s.wal_fsync);
+    families.gauge(
+        "etcd_disk_defrag_inflight",
+        "whether space is being given back",
+        f64::from(u8::from(s.defrag_inflight)),
+    );
+    families.histogram("etcd_disk_backend_defrag_duration_seconds", "giving back space", &s.defrag);
+    families.histogram("etcd_disk_backend_snapshot_duration_seconds", "making and sending of snapshots", &s.snapshot);
+    families.histogram("etcd_mvcc_hash_duration_seconds", "hashing of everything", &s.hash);
+    families.histogram("etcd_mvcc_hash_rev_duration_seconds", "hashing of the keys at a revision", &s.hash_rev);
     families.gauge("etcd_disk_wal_write_bytes_total", "bytes written to the log", s.wal_write_bytes as f64);
 }
 

@@ -38,6 +38,7 @@ use crate::policy::room::{Directory, RoomWatch};
 use crate::policy::upkeep::Upkeep;
 use crate::policy::{compactor, lessor, timer};
 use crate::request::{Context, Reply, Request, RequestStream, Sink, StreamRequest};
+use crate::services::reclaim::LongWork;
 use crate::services::{self, Door, Member, Settings};
 use crate::views::Views;
 use crate::watch::{Engine, Options as WatchOptions};
@@ -144,6 +145,8 @@ impl Server {
         let room =
             timer::start("room", limits::ROOM_INTERVAL, look, fatal(&on_fatal, "room")).map_err(thread_failed)?;
         let mut upkeep = Upkeep::new(views.clone(), raft.clone());
+        // Known before the first request, too.
+        upkeep.step()?;
         let look = move || upkeep.step();
         let upkeep =
             timer::start("upkeep", limits::UPKEEP_INTERVAL, look, fatal(&on_fatal, "upkeep")).map_err(thread_failed)?;
@@ -430,7 +433,7 @@ fn start_net(parts: &Parts<'_>) -> std::io::Result<Result<NetThreads, StartError
         response_bytes_max: limits::RESPONSE_BYTES_MAX,
         max_txn_ops: config.max_txn_ops,
         election: config.election,
-        quota_bytes: config.quota_backend_bytes.map_or(0, |bytes| bytes as i64),
+        quota_bytes: config.quota_backend_bytes.map_or(-1, |bytes| bytes as i64),
     };
     let lessor = lessor::Lessor::new((*views).clone(), config.election);
     let member = Arc::new(Member {
@@ -438,6 +441,7 @@ fn start_net(parts: &Parts<'_>) -> std::io::Result<Result<NetThreads, StartError
         raft: (*raft).clone(),
         lessor,
         settings,
+        reclaim: LongWork::default(),
         on_fatal: parts.on_fatal.clone(),
     });
     let watched: Arc<[WatchGauges]> = (0..net_threads).map(|_| WatchGauges::default()).collect();
@@ -608,7 +612,6 @@ impl WatchGauges {
 fn sample_source(member: Arc<Member>, wal: Wal, watched: Arc<[WatchGauges]>) -> crate::metrics::Source {
     Arc::new(move || {
         let (views, raft) = (&member.views, member.raft.status());
-        let size = views.keyspace.size().unwrap_or_default();
         let (stats, counters) = (wal.stats(), &views.counters);
         let sum = |gauge: fn(&WatchGauges) -> &AtomicU64| -> u64 {
             watched.iter().map(|thread| gauge(thread).load(Ordering::Relaxed)).sum()
@@ -622,14 +625,20 @@ fn sample_source(member: Arc<Member>, wal: Wal, watched: Arc<[WatchGauges]>) -> 
             proposals_committed: raft.committed_index.unwrap_or(0),
             proposals_applied: views.applied_index(),
             proposals_pending: raft.committed_index.unwrap_or(0).saturating_sub(views.applied_index()),
-            quota_bytes: member.settings.quota_bytes.max(0) as u64,
+            quota_bytes: member.settings.quota_bytes,
             current_revision: views.keyspace.current_revision(),
             compact_revision: views.keyspace.compact_revision(),
-            db_bytes: size.on_disk_bytes + size.memtable_bytes,
-            db_bytes_in_use: size.live_bytes,
+            db_bytes: views.size.bytes(&views.keyspace),
+            db_bytes_in_use: views.size.bytes_in_use(&views.keyspace),
+            alarms: views.alarms.load_full(),
             watch_streams: sum(|gauges| &gauges.streams),
             watchers: sum(|gauges| &gauges.watchers),
             slow_watchers: sum(|gauges| &gauges.behind),
+            defrag_inflight: member.reclaim.is_busy(),
+            defrag: views.durations.defrag.sample(),
+            hash: views.durations.hash.sample(),
+            hash_rev: views.durations.hash_rev.sample(),
+            snapshot: views.durations.snapshot.sample(),
             wal_fsync: sync_histogram(&stats),
             wal_write_bytes: stats.bytes_written_total,
             lease_expired: member.lessor.expired(),

@@ -13,7 +13,8 @@ use daymark_api::etcdserverpb as pb;
 
 use crate::limits;
 use crate::mailbox::Mailbox;
-use crate::metrics::AppliedCounters;
+use crate::metrics::{AppliedCounters, MemberDurations};
+use crate::policy::size::SizeGauge;
 use crate::state::lease::LeaseChange;
 
 /// How much room the disks have for more writes, best first.
@@ -54,8 +55,12 @@ pub struct Views {
     applied_bytes: AtomicU64,
     /// A [`Room`].
     room: AtomicU8,
+    /// How large the data is.
+    pub size: SizeGauge,
     /// What apply has done, for metrics.
     pub counters: AppliedCounters,
+    /// How long maintenance took, for metrics.
+    pub durations: MemberDurations,
     /// What happened to leases, for the lessor.
     pub leases: LeaseFeed,
     /// Active alarms, ordered by member and type.
@@ -76,7 +81,9 @@ impl Views {
             applied_term: AtomicU64::new(0),
             applied_bytes: AtomicU64::new(0),
             room: AtomicU8::new(Room::Ample as u8),
+            size: SizeGauge::default(),
             counters: AppliedCounters::default(),
+            durations: MemberDurations::default(),
             leases: LeaseFeed::new(limits::LEASE_CHANGES_MAX),
             alarms: ArcSwap::default(),
             members: ArcSwap::default(),

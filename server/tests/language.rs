@@ -8,6 +8,8 @@
 //! txn [ COMPARE , ... ] { OP ; ... } { OP ; ... }     COMPARE = TARGET KEY[..END] = != > < VALUE; OP = put, get, del, txn
 //! compact REVISION [physical]      grant ID TTL      revoke ID      expire ID...      ttl ID [keys]      leases      renew ID
 //! alarm get|activate|deactivate TYPE [MEMBER]      members [linearizable]      status      defragment
+//! member_add|member_learner URL...      member_update ID URL...      member_remove|member_promote|move_leader ID (hex)
+//! downgrade validate|enable|cancel VERSION
 //! ```
 //! `\0` and `\xNN` stand for bytes, `""` for nothing. An empty list is `[ ]` or `{ }`.
 
@@ -41,6 +43,16 @@ impl<'a> Words<'a> {
     fn number(&mut self, what: &str) -> i64 {
         let word = self.need(what);
         word.parse().unwrap_or_else(|_| panic!("{what} is a number, not {word}"))
+    }
+
+    /// The id of a member.
+    fn id(&mut self) -> u64 {
+        u64::from_str_radix(self.need("an id"), 16).expect("a hexadecimal number")
+    }
+
+    /// All that are left.
+    fn rest(&mut self) -> Vec<String> {
+        self.0.drain(..).map(str::to_owned).collect()
     }
 
     fn expect(&mut self, word: &str) {
@@ -85,6 +97,21 @@ pub fn request(line: &str) -> Option<Request> {
         "members" => Request::MemberList(pb::MemberListRequest { linearizable: flag(&mut words, "linearizable") }),
         "status" => Request::Status(pb::StatusRequest {}),
         "defragment" => Request::Defragment(pb::DefragmentRequest {}),
+        add @ ("member_add" | "member_learner") => {
+            Request::MemberAdd(pb::MemberAddRequest { peer_ur_ls: words.rest(), is_learner: add == "member_learner" })
+        }
+        "member_update" => {
+            let id = words.id();
+            Request::MemberUpdate(pb::MemberUpdateRequest { id, peer_ur_ls: words.rest() })
+        }
+        "member_remove" => Request::MemberRemove(pb::MemberRemoveRequest { id: words.id() }),
+        "member_promote" => Request::MemberPromote(pb::MemberPromoteRequest { id: words.id() }),
+        "move_leader" => Request::MoveLeader(pb::MoveLeaderRequest { target_id: words.id() }),
+        "downgrade" => {
+            let action = named(words.need("an action"), &["validate", "enable", "cancel"]);
+            let version = words.word().unwrap_or_default().into();
+            Request::Downgrade(pb::DowngradeRequest { action, version })
+        }
         _ => return None,
     };
     words.end();
@@ -296,13 +323,13 @@ pub fn reply(reply: &Reply) -> String {
             let ids: Vec<_> = leases.leases.iter().map(|lease| lease.id).collect();
             line(&mut out, "", &leases.header, &format!("leases {ids:?}"));
         }
-        Reply::MemberList(list) => {
-            line(&mut out, "", &list.header, "members");
-            for member in &list.members {
-                let pb::Member { id, name, peer_ur_ls, client_ur_ls, is_learner } = member;
-                writeln!(out, "  {id:x} {name:?} {peer_ur_ls:?} {client_ur_ls:?} learner={is_learner}").expect("grows");
-            }
-        }
+        Reply::MemberList(list) => members(&list.header, &list.members, &mut out),
+        Reply::MemberAdd(add) => members(&add.header, &add.members, &mut out),
+        Reply::MemberRemove(remove) => members(&remove.header, &remove.members, &mut out),
+        Reply::MemberUpdate(update) => members(&update.header, &update.members, &mut out),
+        Reply::MemberPromote(promote) => members(&promote.header, &promote.members, &mut out),
+        Reply::MoveLeader(moved) => line(&mut out, "", &moved.header, "moved"),
+        Reply::Downgrade(downgrade) => line(&mut out, "", &downgrade.header, &format!("version {}", downgrade.version)),
         Reply::Alarm(alarm) => {
             let alarms: Vec<_> = alarm.alarms.iter().map(|alarm| (alarm.member_id, alarm.alarm)).collect();
             line(&mut out, "", &alarm.header, &format!("alarms {alarms:?}"));
@@ -320,6 +347,14 @@ pub fn reply(reply: &Reply) -> String {
         other => writeln!(out, "{other:?}").expect("strings grow"),
     }
     out
+}
+
+fn members(header: &Option<pb::ResponseHeader>, members: &[pb::Member], out: &mut String) {
+    line(out, "", header, "members");
+    for member in members {
+        let pb::Member { id, name, peer_ur_ls, client_ur_ls, is_learner } = member;
+        writeln!(out, "  {id:x} {name:?} {peer_ur_ls:?} {client_ur_ls:?} learner={is_learner}").expect("grows");
+    }
 }
 
 fn line(out: &mut String, indent: &str, header: &Option<pb::ResponseHeader>, words: &str) {

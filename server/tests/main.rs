@@ -4,6 +4,7 @@ mod commands;
 mod coordination;
 mod door;
 mod language;
+mod maintenance;
 mod member;
 mod process;
 mod range_stream;

@@ -90,7 +90,8 @@ impl TestMember {
         let lessor = Lessor::new(views.clone(), settings.election);
         let facts_out = fatal_out.clone();
         let on_fatal = Arc::new(move |facts: &str| drop(facts_out.send(facts.to_string())));
-        let door = Door::new(Arc::new(Member { views, raft, lessor, settings, on_fatal }), 0);
+        let door =
+            Door::new(Arc::new(Member { views, raft, lessor, settings, reclaim: Default::default(), on_fatal }), 0);
         // One thread for the pool: a test that occupies it decides when reads there begin.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()

@@ -76,7 +76,7 @@ flags! {
     Used     Unsigned "election-timeout" = "1000", "election timeout in milliseconds; at least 5 heartbeats, at most 50000";
     Accepted Bool     "initial-election-tick-advance" = "true", "shorten the first wait for an election";
     Accepted Bool     "pre-vote" = "true", "ask before campaigning; always on";
-    Accepted Signed   "quota-backend-bytes" = "0", "size limit of the data; shown by Status and not enforced yet: a nearly full disk is";
+    Used     Signed   "quota-backend-bytes" = "0", "size limit of the data; 0: 2 GiB, negative: none";
     Accepted Text     "backend-bbolt-freelist-type" = "", "no meaning here: there is no bbolt";
     Accepted Duration "backend-batch-interval" = "0s", "no meaning here: each batch is committed when applied";
     Accepted Signed   "backend-batch-limit" = "0", "no meaning here: each batch is committed when applied";

@@ -4,6 +4,7 @@
 pub mod compactor;
 pub mod lessor;
 pub mod room;
+pub mod size;
 pub mod timer;
 pub mod upkeep;
 pub mod wheel;

@@ -16,13 +16,15 @@ pub struct Upkeep {
     views: Arc<Views>,
     raft: Handle,
     replay: ReplayEstimate,
+    /// The same of bytes that go to the backend.
+    unflushed: ReplayEstimate,
     released: Option<LogId>,
 }
 
 impl Upkeep {
     /// Work on what `views` shows.
     pub fn new(views: Arc<Views>, raft: Handle) -> Self {
-        Self { views, raft, replay: ReplayEstimate::default(), released: None }
+        Self { views, raft, replay: ReplayEstimate::default(), unflushed: ReplayEstimate::default(), released: None }
     }
 
     /// One look.
@@ -30,7 +32,10 @@ impl Upkeep {
         let keyspace = self.views.keyspace.clone();
         // Bytes first: they may count less than the index covers, never more.
         let bytes = self.views.applied_bytes();
-        self.replay.sample(self.views.applied_index(), bytes);
+        let written = keyspace.written_bytes();
+        let applied = self.views.applied_index();
+        self.replay.sample(applied, bytes);
+        self.unflushed.sample(applied, written);
         let mut durable = keyspace.durable_applied()?;
         if self.replay.bytes_behind(durable) > limits::REPLAY_BYTES_MAX {
             keyspace.flush()?;
@@ -43,7 +48,7 @@ impl Upkeep {
         if keyspace.compact_revision() > keyspace.history_floor() {
             keyspace.drop_history()?;
         }
-        Ok(())
+        self.views.size.measure(&keyspace, self.unflushed.bytes_behind(durable))
     }
 }
 

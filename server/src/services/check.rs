@@ -11,7 +11,9 @@ use hashbrown::HashSet;
 use prost::Message;
 use rustc_hash::FxBuildHasher;
 
+use crate::config::values;
 use crate::error::Error;
+use crate::limits;
 use crate::query::{contains_put, contains_write};
 use crate::request::Request;
 use crate::views::Room;
@@ -86,6 +88,14 @@ pub fn put(request: &pb::PutRequest) -> Result<(), Error> {
 /// Empty key.
 pub fn delete_range(request: &pb::DeleteRangeRequest) -> Result<(), Error> {
     if request.key.is_empty() { Err(Error::EmptyKey) } else { Ok(()) }
+}
+
+/// The peer addresses of a member that is to be added.
+pub fn member_add(request: &pb::MemberAddRequest) -> Result<(), Error> {
+    let urls = &request.peer_ur_ls;
+    let bounded = urls.len() <= limits::PEER_URLS_MAX && urls.iter().all(|url| url.len() <= limits::PEER_URL_BYTES_MAX);
+    let valid = bounded && urls.iter().all(|url| values::parse_url(url.trim()).is_ok());
+    if urls.is_empty() || !valid { Err(Error::MemberUrlsInvalid) } else { Ok(()) }
 }
 
 /// Structure first (number of operations, compares, operations), then overlaps in each branch.

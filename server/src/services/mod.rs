@@ -18,7 +18,9 @@ pub mod lease;
 pub mod lock;
 pub mod maintenance;
 pub mod queue;
+pub mod quota;
 pub mod range_stream;
+pub mod reclaim;
 pub mod watch;
 
 use std::cell::RefCell;
@@ -47,6 +49,7 @@ use crate::watch::{Engine, WatchTurn};
 
 use batcher::Batcher;
 use pool::Pool;
+use reclaim::LongWork;
 
 /// Values of the configuration that services look at.
 #[derive(Clone, Debug)]
@@ -59,7 +62,7 @@ pub struct Settings {
     pub max_txn_ops: usize,
     /// Election timeout.
     pub election: Duration,
-    /// Shown by Status; 0 or less: not limited.
+    /// Size of the data at which writes that add to it are refused; less than 0: never.
     pub quota_bytes: i64,
 }
 
@@ -94,6 +97,8 @@ pub struct Member {
     pub raft: Handle,
     pub lessor: Arc<Lessor>,
     pub settings: Settings,
+    /// What gives space back.
+    pub reclaim: LongWork,
     /// Stops the member, with the facts; may be called more than once.
     pub on_fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
@@ -222,8 +227,10 @@ impl Door {
 
     async fn answer(&self, context: Context, request: Request) -> Result<Reply, Error> {
         self.check_context(&context)?;
-        // Before the request's own checks, as etcd's quota.
+        // Both before the request's own checks, as in etcd.
         check::room(&request, self.member.views.room())?;
+        let cost = quota::cost(&request);
+        self.check_quota(cost).await?;
         self.check_request(&request)?;
         let identity = authorize(&context, &request)?;
         let mut reply = match request {
@@ -236,10 +243,16 @@ impl Door {
             Request::LeaseRevoke(revoke) => self.propose(Kind::LeaseRevoke, identity, &revoke).await?,
             Request::LeaseTimeToLive(request) => Reply::LeaseTimeToLive(self.lease_time_to_live(&request).await?),
             Request::LeaseLeases(_) => Reply::LeaseLeases(self.lease_leases()?),
+            Request::MemberAdd(request) => return Err(self.member_add(&request)),
+            Request::MemberRemove(request) => return Err(self.member_remove(&request)),
+            Request::MemberUpdate(request) => self.member_update(identity, request).await?,
+            Request::MemberPromote(request) => return Err(self.member_promote(&request)),
             Request::MemberList(request) => Reply::MemberList(self.member_list(&request).await?),
             Request::Alarm(alarm) => self.alarm(identity, alarm).await?,
             Request::Status(_) => Reply::Status(self.status()?),
-            Request::Defragment(_) => Reply::Defragment(self.defragment()),
+            Request::Defragment(_) => Reply::Defragment(self.defragment().await?),
+            Request::MoveLeader(request) => Reply::MoveLeader(self.move_leader(&request)?),
+            Request::Downgrade(request) => Reply::Downgrade(self.downgrade(&request).await?),
             request @ (Request::Lock(_)
             | Request::Unlock(_)
             | Request::Campaign(_)
@@ -251,6 +264,7 @@ impl Door {
                 return answer.map_err(Error::inside);
             }
         };
+        self.check_quota_passed(cost).await?;
         self.fill_header(&mut reply);
         Ok(reply)
     }
@@ -311,6 +325,7 @@ impl Door {
             Request::Range(range) => check::range(range),
             Request::Put(put) => check::put(put),
             Request::DeleteRange(delete) => check::delete_range(delete),
+            Request::MemberAdd(add) => check::member_add(add),
             Request::Txn(txn) => check::txn(txn, self.member.settings.max_txn_ops),
             _ => Ok(()),
         }
@@ -399,10 +414,16 @@ impl Door {
             Reply::LeaseRevoke(reply) => &mut reply.header,
             Reply::LeaseTimeToLive(reply) => &mut reply.header,
             Reply::LeaseLeases(reply) => &mut reply.header,
+            Reply::MemberAdd(reply) => &mut reply.header,
+            Reply::MemberRemove(reply) => &mut reply.header,
+            Reply::MemberUpdate(reply) => &mut reply.header,
+            Reply::MemberPromote(reply) => &mut reply.header,
             Reply::MemberList(reply) => &mut reply.header,
             Reply::Alarm(reply) => &mut reply.header,
             Reply::Status(reply) => &mut reply.header,
             Reply::Defragment(reply) => &mut reply.header,
+            Reply::MoveLeader(reply) => &mut reply.header,
+            Reply::Downgrade(reply) => &mut reply.header,
             // Those of the requests inside, as they were.
             Reply::Lock(_)
             | Reply::Unlock(_)

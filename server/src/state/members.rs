@@ -4,6 +4,7 @@
 //! ```text
 //! family meta:  "raft/membership"                -> raft's bytes, latest
 //!               "member/attributes/" | id u64 BE -> MemberAttributes
+//!               "member/peer-urls/"  | id u64 BE -> MemberPeerUrls, if an operator has changed them
 //! ```
 
 use std::collections::BTreeMap;
@@ -19,11 +20,14 @@ use prost::Message;
 
 use daymark_api::etcdserverpb as pb;
 
-use crate::command::MemberAttributes;
+use crate::command::{MemberAttributes, MemberPeerUrls};
+use crate::error::Error;
 
 const MEMBERSHIP: &[u8] = b"raft/membership";
 const ATTRIBUTES: &[u8] = b"member/attributes/";
 const ATTRIBUTES_END: &[u8] = b"member/attributes0";
+const PEER_URLS: &[u8] = b"member/peer-urls/";
+const PEER_URLS_END: &[u8] = b"member/peer-urls0";
 
 /// The member table.
 #[derive(Default)]
@@ -31,6 +35,8 @@ pub struct Members {
     membership: Option<Bytes>,
     infos: Vec<MemberInfo>,
     attributes: BTreeMap<u64, MemberAttributes>,
+    /// Instead of those in the membership.
+    peer_urls: BTreeMap<u64, MemberPeerUrls>,
 }
 
 impl Members {
@@ -41,26 +47,13 @@ impl Members {
             members.infos = decode_membership(&bytes)?;
             members.membership = Some(bytes.into());
         }
-        let mut broken = None;
-        keyspace.table_scan(
-            Family::Meta,
-            ATTRIBUTES,
-            ATTRIBUTES_END,
-            &mut |_, value| match MemberAttributes::decode(value) {
-                Ok(attributes) => {
-                    members.attributes.insert(attributes.id, attributes);
-                    ControlFlow::Continue(())
-                }
-                Err(error) => {
-                    broken = Some(error);
-                    ControlFlow::Break(())
-                }
-            },
-        )?;
-        match broken {
-            Some(error) => Err(StorageError::Invariant { what: format!("attributes of a member: {error}") }),
-            None => Ok(members),
+        for attributes in read_rows::<MemberAttributes>(keyspace, ATTRIBUTES, ATTRIBUTES_END)? {
+            members.attributes.insert(attributes.id, attributes);
         }
+        for update in read_rows::<MemberPeerUrls>(keyspace, PEER_URLS, PEER_URLS_END)? {
+            members.peer_urls.insert(update.id, update);
+        }
+        Ok(members)
     }
 
     /// Raft's bytes, to be given back to it.
@@ -83,6 +76,25 @@ impl Members {
         self.attributes.insert(attributes.id, attributes);
     }
 
+    /// Replaces the peer addresses of a member. None of them may be another member's.
+    pub fn set_peer_urls(&mut self, writer: &mut Writer, update: MemberPeerUrls) -> std::result::Result<(), Error> {
+        if !self.infos.iter().any(|info| info.id == update.id) {
+            return Err(Error::MemberNotFound);
+        }
+        let others = self.infos.iter().filter(|info| info.id != update.id);
+        if others.flat_map(|info| self.peer_urls(info)).any(|url| update.peer_urls.contains(url)) {
+            return Err(Error::PeerUrlsExist);
+        }
+        let key = [PEER_URLS, &update.id.to_be_bytes()].concat();
+        writer.table_put(Family::Meta, &key, &update.encode_to_vec());
+        self.peer_urls.insert(update.id, update);
+        Ok(())
+    }
+
+    fn peer_urls<'a>(&'a self, info: &'a MemberInfo) -> &'a [String] {
+        self.peer_urls.get(&info.id).map_or(&info.peer_urls, |update| &update.peer_urls)
+    }
+
     /// As `MemberList` shows them, ordered by id.
     pub fn list(&self) -> Arc<Vec<pb::Member>> {
         let mut members: Vec<_> = self.infos.iter().map(|info| self.member(info)).collect();
@@ -95,11 +107,27 @@ impl Members {
         pb::Member {
             id: info.id,
             name: attributes.name,
-            peer_ur_ls: info.peer_urls.clone(),
+            peer_ur_ls: self.peer_urls(info).to_vec(),
             client_ur_ls: attributes.client_urls,
             is_learner: info.is_learner,
         }
     }
+}
+
+/// The rows of one table, decoded.
+fn read_rows<M: Message + Default>(keyspace: &Keyspace, start: &[u8], end: &[u8]) -> Result<Vec<M>> {
+    let mut rows = Ok(Vec::new());
+    keyspace.table_scan(Family::Meta, start, end, &mut |_, value| {
+        match (M::decode(value), &mut rows) {
+            (Ok(row), Ok(rows)) => rows.push(row),
+            (Err(error), _) => {
+                rows = Err(StorageError::Invariant { what: format!("a row of the member table: {error}") });
+            }
+            _ => {}
+        }
+        if rows.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    rows
 }
 
 fn decode_membership(bytes: &[u8]) -> Result<Vec<MemberInfo>> {

@@ -18,7 +18,7 @@ use daymark_storage::{Result, StorageError};
 
 use daymark_api::etcdserverpb as pb;
 
-use crate::command::{Command, Identity, LeaseExpire};
+use crate::command::{Command, Identity, LeaseExpire, MemberPeerUrls};
 use crate::error::Error;
 use crate::mailbox::CommandResult;
 use crate::query;
@@ -116,10 +116,10 @@ impl State {
             Command::Alarm(alarm) => self.alarm(writer, &alarm),
             Command::MemberAttributes(attributes) => {
                 self.members.set_attributes(writer, attributes);
-                self.effects.members = Some(self.members.list());
-                let members = self.members.list().to_vec();
+                let members = self.show_members();
                 Ok(Reply::MemberList(pb::MemberListResponse { header: header(0), members }))
             }
+            Command::MemberUpdate(update) => self.member_update(writer, update),
         };
         match result {
             Ok(reply) => Ok(Ok(reply)),
@@ -240,6 +240,19 @@ impl State {
             self.effects.alarms = Some(self.alarms.list());
         }
         Ok(Reply::Alarm(pb::AlarmResponse { header: header(writer.latest_revision()), alarms }))
+    }
+
+    fn member_update(&mut self, writer: &mut Writer, update: MemberPeerUrls) -> std::result::Result<Reply, Failure> {
+        self.members.set_peer_urls(writer, update).map_err(Failure::Client)?;
+        let members = self.show_members();
+        Ok(Reply::MemberUpdate(pb::MemberUpdateResponse { header: header(0), members }))
+    }
+
+    /// The member list has changed.
+    fn show_members(&mut self) -> Vec<pb::Member> {
+        let members = self.members.list();
+        self.effects.members = Some(members.clone());
+        members.to_vec()
     }
 
     /// CORRUPT refuses every write, NOSPACE those that take space.

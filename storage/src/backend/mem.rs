@@ -109,6 +109,10 @@ impl Backend for MemBackend {
         self.state.write().history_floor = revision;
     }
 
+    fn reclaim(&self) -> Result<()> {
+        self.flush()
+    }
+
     fn size(&self) -> Result<BackendSize> {
         let state = self.state.read();
         let sum =

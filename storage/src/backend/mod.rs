@@ -84,7 +84,7 @@ pub trait Cursor {
 /// How large a backend is, in bytes.
 #[derive(Copy, Clone, Default, PartialEq, Eq, Debug)]
 pub struct BackendSize {
-    /// Files on disk.
+    /// Files on disk, without those that are kept only for cursors that are still open.
     pub on_disk_bytes: u64,
     /// Not yet flushed changes in memory.
     pub memtable_bytes: u64,
@@ -116,6 +116,8 @@ pub trait Backend: Send + Sync + 'static {
     /// From now on stubs at or below `revision`, and links from below it, may be forgotten. The same duty for the
     /// caller.
     fn set_history_floor(&self, revision: i64);
+    /// Rewrites whatever holds space that only forgotten or overwritten items take. Slow; reads and writes go on.
+    fn reclaim(&self) -> Result<()>;
     /// Present size.
     fn size(&self) -> Result<BackendSize>;
     /// Writes a consistent copy, all that was written included, into the new directory `dir`.

@@ -11,15 +11,15 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::compaction_filter::Decision;
 use rocksdb::{
-    BlockBasedOptions, BlockBasedTablePinningTier, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    DBRawIterator, Env, ErrorKind, FlushOptions, LogLevel, Options, ReadOptions, ReadTier, WaitForCompactOptions,
-    WriteBufferManager, WriteOptions,
+    BlockBasedOptions, BlockBasedTablePinningTier, Cache, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB,
+    DBCompressionType, DBRawIterator, Env, ErrorKind, FlushOptions, LogLevel, Options, ReadOptions, ReadTier,
+    WaitForCompactOptions, WriteBufferManager, WriteOptions,
 };
 
 use super::{Backend, BackendSize, Cursor, Direction, Family, Span, WriteBatch};
 use crate::disk::{Disk, RealDisk};
 use crate::error::{Result, StorageError};
-use crate::mvcc::layout;
+use crate::mvcc::{Revision, layout};
 
 /// Size of a file, where what lies below it allows that: few enough files for a large store.
 const TARGET_FILE_BYTES: u64 = 64 << 20;
@@ -204,9 +204,24 @@ impl Backend for RocksBackend {
         self.history_floor.store(revision, Ordering::Release);
     }
 
+    fn reclaim(&self) -> Result<()> {
+        self.flush()?;
+        let floor = self.history_floor.load(Ordering::Acquire);
+        let above_floor = layout::revision_key(Revision::first_of(floor + 1));
+        let mut options = CompactOptions::default();
+        // Merges that keep up with writes go on beside it.
+        options.set_exclusive_manual_compaction(false);
+        for family in Family::ALL {
+            // Of history only the files that hold some of what is to go.
+            let end = matches!(family, Family::Log | Family::Fwd).then_some(&above_floor[..]);
+            self.db.compact_range_cf_opt(self.family(family), None::<&[u8]>, end, &options);
+        }
+        Ok(())
+    }
+
     fn size(&self) -> Result<BackendSize> {
         Ok(BackendSize {
-            on_disk_bytes: self.sum_property("rocksdb.total-sst-files-size")?,
+            on_disk_bytes: self.sum_property("rocksdb.live-sst-files-size")?,
             memtable_bytes: self.memtables.get_usage() as u64,
             cache_bytes: self.cache.get_usage() as u64,
             live_bytes: self.sum_property("rocksdb.estimate-live-data-size")?,
@@ -384,7 +399,15 @@ fn family_options(family: Family, options: &RocksOptions, cache: &Cache, floor: 
         }
         // Written in key order, so files do not overlap and are moved down without being read. History reads them in
         // order, but a read at an old revision takes single records out of them.
-        Family::Log => table.set_block_size(8 << 10),
+        Family::Log => {
+            table.set_block_size(8 << 10);
+            o.set_compaction_filter("daymark.history", move |_level, key: &[u8], _value: &[u8]| {
+                match layout::is_old_link(key, floor.load(Ordering::Acquire)) {
+                    true => Decision::Remove,
+                    false => Decision::Keep,
+                }
+            });
+        }
         Family::Fwd => {
             table.set_bloom_filter(10.0, false);
             table.set_block_size(16 << 10);

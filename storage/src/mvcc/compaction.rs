@@ -4,10 +4,14 @@
 use std::sync::atomic::Ordering;
 
 use super::Keyspace;
-use super::layout;
+use super::layout::{self, Record, UndoRecord};
 use super::revision::Revision;
-use crate::backend::Family;
+use super::rewind::undecodable;
+use crate::backend::{Direction, Family, Span, WriteBatch};
 use crate::error::{Result, StorageError};
+
+/// Size of one write batch of those that shorten history.
+const FORGET_BATCH_BYTES: usize = 1 << 20;
 
 impl Keyspace {
     /// Frees what no read and no watch at or above the compact revision asks for. Slow enough to be kept off the
@@ -15,6 +19,7 @@ impl Keyspace {
     ///
     /// What goes, at a history floor `F`:
     /// - records of `log` below `F`: a read at `R >= F` rewinds only changes above `R`, and history begins with `F`;
+    /// - in the records of `log` at `F` what keys were before, which only a read below `F` would ask for;
     /// - links of `fwd` from below `F`: they lead to values of events that history no longer shows;
     /// - stubs of `cur` at or below `F`: at `R >= F` the key is gone with or without them. The delete at `F` itself
     ///   is shown to watchers out of `log`.
@@ -41,7 +46,40 @@ impl Keyspace {
         shared.backend.set_history_floor(floor);
         let first_kept = layout::revision_key(Revision::first_of(floor));
         shared.backend.drop_files_below(Family::Log, &first_kept)?;
-        shared.backend.drop_files_below(Family::Fwd, &first_kept)
+        shared.backend.drop_files_below(Family::Fwd, &first_kept)?;
+        self.forget_before(floor)
+    }
+
+    /// What keys were before revision `floor`: nobody rewinds over its changes any more, but one of them may have removed
+    /// a whole store. The changes themselves stay for history, and values that the same revision had written before.
+    fn forget_before(&self, floor: i64) -> Result<()> {
+        let shared = &self.shared;
+        let [start, end] = [floor, floor + 1].map(|main| layout::revision_key(Revision::first_of(main)));
+        let span = Span { start: &start, end: Some(&end) };
+        let mut cursor = shared.backend.iterate(Family::Log, span, Direction::Forward)?;
+        let (mut batch, mut shorter) = (WriteBatch::default(), Vec::new());
+        while let Some((key, bytes)) = cursor.item() {
+            let at = layout::decode_revision_key(key).ok_or_else(|| undecodable(shared, "key of history", key))?;
+            let undo = layout::decode_undo(at, bytes).ok_or_else(|| undecodable(shared, "undo record", key))?;
+            if matches!(undo.previous, Record::Live(meta, _) if meta.modified.main < floor) {
+                shorter.clear();
+                layout::encode_undo(&UndoRecord { previous: Record::None, ..undo }, &mut shorter);
+                batch.put(Family::Log, key, &shorter);
+            }
+            if batch.byte_len() >= FORGET_BATCH_BYTES {
+                shared.backend.write(&mut batch)?;
+            }
+            cursor.advance()?;
+        }
+        if batch.is_empty() { Ok(()) } else { shared.backend.write(&mut batch) }
+    }
+
+    /// Drops history and rewrites what else holds space that nothing reads any more: overwritten records, old stubs,
+    /// history that shares a file with newer one. Reads and writes go on meanwhile, at the cost of the disk. Takes as
+    /// long as the store is large, so it is for those who ask for it.
+    pub fn reclaim(&self) -> Result<()> {
+        self.drop_history()?;
+        self.shared.backend.reclaim()
     }
 
     /// No read below it can be answered any more.

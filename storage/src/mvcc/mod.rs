@@ -17,7 +17,7 @@ mod rewind;
 mod write;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
 
@@ -74,6 +74,8 @@ struct Shared {
     current_revision: AtomicI64,
     compact_revision: AtomicI64,
     applied: ArcSwapOption<LogId>,
+    /// Bytes of keys and values in the write batches since it was opened.
+    written_bytes: AtomicU64,
     // Raised by whoever drops history.
     history_floor: AtomicI64,
 }
@@ -99,6 +101,7 @@ impl Keyspace {
             current_revision: AtomicI64::new(0),
             compact_revision: AtomicI64::new(0),
             applied: ArcSwapOption::empty(),
+            written_bytes: AtomicU64::new(0),
             history_floor: AtomicI64::new(0),
         };
         let mut bytes = Vec::new();
@@ -176,6 +179,11 @@ impl Keyspace {
     /// Present size.
     pub fn size(&self) -> Result<BackendSize> {
         self.shared.backend.size()
+    }
+
+    /// Bytes of keys and values in the write batches since it was opened; only grows. One atomic load.
+    pub fn written_bytes(&self) -> u64 {
+        self.shared.written_bytes.load(Ordering::Relaxed)
     }
 
     /// The backend underneath, for checkpoints.

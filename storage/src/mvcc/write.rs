@@ -4,6 +4,7 @@
 use std::mem;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
@@ -183,10 +184,12 @@ impl Writer {
         self.overlay.batch.put(Family::Meta, layout::POSITION_KEY, &position);
         // First, so that of a large batch only its bytes are left when the backend adds what it makes of them.
         self.overlay.finish(&mut self.cache);
+        let bytes = self.overlay.batch.byte_len() as u64;
         if let Err(error) = self.keyspace.shared.backend.write(&mut self.overlay.batch) {
             self.failed = Some(error.clone());
             return Err(error);
         }
+        self.keyspace.shared.written_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.committed = self.latest;
         Ok(())
     }

@@ -3,8 +3,9 @@
 
 use bytes::Bytes;
 use daymark_api::etcdserverpb::{
-    CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest, RangeRequest,
-    RequestOp, TxnRequest, WatchCreateRequest, request_op::Request as Op,
+    CompactionRequest, Compare, DeleteRangeRequest, DowngradeRequest, LeaseGrantRequest, LeaseRevokeRequest,
+    MemberAddRequest, MemberPromoteRequest, MemberRemoveRequest, MemberUpdateRequest, MoveLeaderRequest, PutRequest,
+    RangeRequest, RequestOp, TxnRequest, WatchCreateRequest, request_op::Request as Op,
 };
 use daymark_tests::{
     process::Dialect,
@@ -74,6 +75,7 @@ struct Row {
     since: Since,
 }
 
+const UNKNOWN: u16 = 2;
 const INVALID: u16 = 3;
 const NOT_FOUND: u16 = 5;
 const EXHAUSTED: u16 = 8;
@@ -139,7 +141,10 @@ fn mismatch(expect: &Expect, outcome: &Outcome) -> Option<String> {
 }
 
 fn rows() -> Vec<Row> {
-    [keys(), txns(), revisions(), leases(), sizes(), transport()].into_iter().flatten().collect()
+    [keys(), txns(), revisions(), leases(), members(), maintenance(), sizes(), transport()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn keys() -> Vec<Row> {
@@ -287,6 +292,57 @@ fn leases() -> Vec<Row> {
         ),
         row("grant of a present lease", grant(100, 7), PRECONDITION, "lease already exists"),
         row("grant for longer than is possible", grant(9_000_000_001, 8), OUT_OF_RANGE, "too large lease TTL"),
+    ]
+}
+
+/// Of a cluster of one. What only Daymark refuses is in the scripts of the server.
+fn members() -> Vec<Row> {
+    let add = |urls: &[&str]| {
+        let peer_ur_ls = urls.iter().map(ToString::to_string).collect();
+        Call::new("Cluster.MemberAdd", &MemberAddRequest { peer_ur_ls, is_learner: false })
+    };
+    let (invalid, unknown) = ("given member URLs are invalid", "member not found");
+    let update = MemberUpdateRequest { id: 0x1234, peer_ur_ls: vec!["http://127.0.0.1:1".into()] };
+    vec![
+        row("member without addresses", add(&[]), INVALID, invalid),
+        row("member with an address that is none", add(&["foo"]), INVALID, invalid),
+        row("member with an address without a port", add(&["http://127.0.0.1"]), INVALID, invalid),
+        row("member with a path in its address", add(&["http://127.0.0.1:1/x"]), INVALID, invalid),
+        row("member with one bad address of two", add(&["http://127.0.0.1:1", "ftp://127.0.0.1:1"]), INVALID, invalid),
+        row(
+            "removal of an unknown member",
+            Call::new("Cluster.MemberRemove", &MemberRemoveRequest { id: 0x1234 }),
+            NOT_FOUND,
+            unknown,
+        ),
+        row("update of an unknown member", Call::new("Cluster.MemberUpdate", &update), NOT_FOUND, unknown),
+        row(
+            "promotion of an unknown member",
+            Call::new("Cluster.MemberPromote", &MemberPromoteRequest { id: 0x1234 }),
+            NOT_FOUND,
+            unknown,
+        ),
+    ]
+}
+
+fn maintenance() -> Vec<Row> {
+    let downgrade = |action, version: &str| {
+        Call::new("Maintenance.Downgrade", &DowngradeRequest { action, version: version.into() })
+    };
+    let (format, target) = ("wrong downgrade target version format", "invalid downgrade target version");
+    vec![
+        row(
+            "leadership for an unknown member",
+            Call::new("Maintenance.MoveLeader", &MoveLeaderRequest { target_id: 0x1234 }),
+            PRECONDITION,
+            "bad leader transferee",
+        ),
+        row("downgrade to a version that is none", downgrade(0, "abc"), INVALID, format),
+        row("downgrade to a major version", downgrade(1, "3"), INVALID, format),
+        newer(row("downgrade by two", downgrade(0, "3.5"), INVALID, target)),
+        newer(row("downgrade to the same", downgrade(1, "3.7.0"), INVALID, target)),
+        newer(row("downgrade to a newer version", downgrade(1, "3.8"), INVALID, target)),
+        row("unknown action of a downgrade", downgrade(7, "3.6"), UNKNOWN, "unknown method"),
     ]
 }
 
