@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod query;
 pub mod request;
 pub mod rpc;
+pub mod version;
 pub mod views;
 
 pub mod apply;
@@ -26,9 +27,4 @@ pub mod watch;
 pub mod net;
 pub mod server;
 
-/// The etcd release whose API is served.
-pub const ETCD_VERSION: &str = "3.7.1";
-/// What clusters of that release agree on.
-pub const CLUSTER_VERSION: &str = "3.7.0";
-/// Daymark's own version.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+pub use version::{CLUSTER_VERSION, ETCD_VERSION, VERSION};

@@ -13,6 +13,8 @@ pub const REQUEST_BYTES_MAX: usize = 30 << 20;
 pub const REQUEST_BYTES_RECOMMENDED: usize = 10 << 20;
 /// Largest response that protobuf's receivers accept: 2^31 - 1.
 pub const RESPONSE_BYTES_MAX: usize = i32::MAX as usize;
+/// How long a request may take before it is logged, unless set.
+pub const WARNING_UNARY_REQUEST: Duration = Duration::from_millis(300);
 /// Size limit of the data if none is given.
 pub const QUOTA_BYTES: u64 = 2 << 30;
 

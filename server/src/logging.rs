@@ -98,6 +98,8 @@ fn level_filter(level: LogLevel) -> LevelFilter {
         LogLevel::Info => LevelFilter::INFO,
         LogLevel::Warn => LevelFilter::WARN,
         LogLevel::Error => LevelFilter::ERROR,
+        // What ends the process does not go through here.
+        LogLevel::Fatal => LevelFilter::OFF,
     }
 }
 

@@ -14,9 +14,9 @@ use tikv_jemallocator::Jemalloc;
 use tokio::signal::unix::{SignalKind, signal};
 
 use daymark_server::config::flags::{self, ParseError, Parsed};
-use daymark_server::config::{Config, env};
+use daymark_server::config::{self, Config};
 use daymark_server::server::Server;
-use daymark_server::{ETCD_VERSION, VERSION, logging};
+use daymark_server::{logging, version};
 
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     match flags::parse(arguments) {
         Ok(Parsed::Start(given)) => member(given),
         Ok(Parsed::Help) => print(&flags::help()),
-        Ok(Parsed::Version) => print(&version()),
+        Ok(Parsed::Version) => print(&version::text()),
         Err(ParseError::Flag(message)) => {
             eprintln!("{message}; see daymark --help for the flags\n{}", flags::USAGE);
             ExitCode::from(2)
@@ -70,20 +70,16 @@ fn bench() -> ExitCode {
 }
 
 /// Runs a member until a signal ends it.
-fn member(mut given: flags::Given) -> ExitCode {
+fn member(given: flags::Given) -> ExitCode {
     let variables =
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let mut warnings = match env::merge(&mut given, variables) {
-        Ok(warnings) => warnings,
-        Err(error) => return refuse(&error, "set it in one place only"),
+    let gathered = config::gather(given, variables);
+    let read = gathered.and_then(|(given, warnings)| Ok((Config::from_given(&given)?, warnings)));
+    let ((config, more), mut warnings) = match read {
+        Ok(read) => read,
+        Err(error) => return refuse(&error, "correct the setting; daymark --help explains them all"),
     };
-    let config = match Config::from_given(&given) {
-        Ok((config, more)) => {
-            warnings.extend(more);
-            config
-        }
-        Err(error) => return refuse(&error, "correct the flags; daymark --help explains them"),
-    };
+    warnings.extend(more);
     if let Err(error) = logging::init(&config.log) {
         return refuse(&format!("cannot open the log output: {error}"), "correct --log-outputs");
     }
@@ -118,16 +114,6 @@ fn print(text: &str) -> ExitCode {
     // A reader that has gone, as with `| head`, is no failure.
     let _ = std::io::stdout().write_all(text.as_bytes());
     ExitCode::SUCCESS
-}
-
-/// Tools read the first line, so it is etcd's.
-fn version() -> String {
-    let sha = option_env!("DAYMARK_GIT_SHA").unwrap_or("Not provided");
-    let (system, machine) = (std::env::consts::OS, std::env::consts::ARCH);
-    format!(
-        "etcd Version: {ETCD_VERSION}\nGit SHA: {sha}\nGo Version: none, written in Rust\nGo OS/Arch: \
-         {system}/{machine}\nDaymark Version: {VERSION}\n"
-    )
 }
 
 /// A member that has broken an invariant stops rather than limps: any panic ends the process.

@@ -77,9 +77,12 @@ fn bad_command_lines_are_refused_with_etcds_exit_codes() {
     for (arguments, variables, cause) in [
         (&["stray"][..], &[][..], "'stray' is not a valid flag"),
         (&["--name=a"], &[("ETCD_NAME", "a")], "is shadowed by corresponding command-line flag"),
-        (&[], &[("ETCD_LOG_FORMAT", "x")], "must be one of json, console"),
+        (&[], &[("ETCD_LOG_FORMAT", "x")], "supported values json, console"),
+        (&[], &[("ETCD_HEARTBEAT_INTERVAL", "x")], "invalid value \"x\" for ETCD_HEARTBEAT_INTERVAL"),
+        (&["--config-file=missing.yml"], &[], "missing.yml"),
+        (&["--name=ignored"], &[("ETCD_CONFIG_FILE", "missing.yml")], "missing.yml"),
         (&["--election-timeout=200"], &[], "at least as 5 times"),
-        (&["--cert-file=x"], &[], "--cert-file is not served"),
+        (&["--peer-cert-file=x"], &[], "--peer-cert-file is not served"),
         (&["--log-outputs=missing/file"], &[], "cannot open the log output"),
     ] {
         let (code, stderr) = refused(directory.path(), arguments, variables);

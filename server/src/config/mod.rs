@@ -1,16 +1,23 @@
-//! Configuration: the low form (flags and environment, texts as given) and the high form, [`Config`], values as used.
-//! Checks everything that can be checked without touching disk or network.
+//! Configuration: the low form (flags and environment, or a file; texts as given) and the high form, [`Config`], values
+//! as used. Checks everything that can be checked without touching disk or network.
 
 pub mod env;
+pub mod file;
 pub mod flags;
+pub mod gates;
+pub mod log;
+pub mod table;
 pub mod values;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::limits;
-use flags::{Given, Handling};
-use values::{Url, parse_bool, parse_duration, parse_urls};
+use flags::{Given, Source};
+use gates::FeatureGates;
+pub use log::{LogLevel, LogOptions, LogOutput, LogRotation};
+use table::Handling;
+use values::{Url, parse_bool, parse_duration, parse_signed, parse_unsigned, parse_urls};
 
 /// How one member runs.
 #[derive(Clone, Debug)]
@@ -43,12 +50,23 @@ pub struct Config {
     pub auto_compaction: AutoCompaction,
     pub watch_progress_interval: Duration,
     pub warning_unary_request: Duration,
+    /// `ZERO`: every command is slow.
+    pub warning_apply: Duration,
+    /// Distance of hash comparisons between members; `None`: never.
+    pub corrupt_check_interval: Option<Duration>,
+    pub compact_hash_check_interval: Duration,
+    pub downgrade_check_interval: Duration,
+    pub learners_max: usize,
+    pub force_new_cluster: bool,
+    pub gates: FeatureGates,
 
     /// Allowed origins and Host names; empty: all.
     pub cors: Vec<String>,
     pub host_whitelist: Vec<String>,
 
     pub log: LogOptions,
+    /// Also the histogram of each method's duration.
+    pub metrics_extensive: bool,
 
     pub memory_budget_bytes: u64,
     pub net_threads: usize,
@@ -81,55 +99,43 @@ pub enum AutoCompaction {
     Revision(i64),
 }
 
-/// Where and what is logged.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogOptions {
-    pub level: LogLevel,
-    pub outputs: Vec<LogOutput>,
-    /// One JSON object a line, else text for people.
-    pub json: bool,
+/// What was given: the flags and the environment, or, where one of them names a file, that alone. Warnings beside.
+pub fn gather(
+    mut given: Given,
+    variables: impl Iterator<Item = (String, String)>,
+) -> Result<(Given, Vec<String>), String> {
+    let variables: Vec<_> = variables.collect();
+    let of_environment = variables.iter().find(|(name, _)| name == env::CONFIG_FILE).map(|(_, path)| path.as_str());
+    let path = match given.text("config-file") {
+        "" => of_environment.unwrap_or_default(),
+        path => path,
+    };
+    if path.is_empty() {
+        let warnings = env::merge(&mut given, variables.into_iter())?;
+        return Ok((given, warnings));
+    }
+    let (read, mut warnings) = file::read(Path::new(path))?;
+    let ignored: Vec<_> = given.names().filter(|name| *name != "config-file").map(|name| format!("--{name}")).collect();
+    if !ignored.is_empty() {
+        let ignored = ignored.join(", ");
+        warnings.push(format!("flags and environment are ignored beside --config-file: {ignored}"));
+    }
+    Ok((read, warnings))
 }
-
-/// Least severity that is logged; panic and fatal count as error.
-#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum LogLevel {
-    Debug,
-    Info,
-    Warn,
-    Error,
-}
-
-/// One target of log lines.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LogOutput {
-    Stderr,
-    Stdout,
-    File(PathBuf),
-}
-
-/// Feature gates that etcd knows. None changes anything here: what they switch is always on or not there.
-const FEATURE_GATES: &[&str] = &[
-    "AllAlpha",
-    "AllBeta",
-    "CompactHashCheck",
-    "FastLeaseKeepAlive",
-    "InitialCorruptCheck",
-    "LeaseCheckpoint",
-    "LeaseCheckpointPersist",
-    "PriorityRequest",
-    "SetMemberLocalAddr",
-    "StopGRPCServiceOnDefrag",
-    "TxnModeWriteWithSharedBuffer",
-];
 
 impl Config {
     /// Turns what was given into values, or says what is wrong and what to do. The texts returned beside are warnings,
     /// to be logged once logging stands.
     pub fn from_given(given: &Given) -> Result<(Self, Vec<String>), String> {
         let mut warnings = refuse_and_warn(given)?;
+        // First what etcd looks at first, so that of two mistakes both name the same.
+        let log = LogOptions::from_given(given, &mut warnings)?;
         check_choices(given)?;
         let name = given.text("name").to_owned();
-        let advertise_peer = urls(given, "initial-advertise-peer-urls")?;
+        let gates = FeatureGates::parse(given.text("feature-gates"))?;
+        gates.check()?;
+        warnings.extend(gates.warnings());
+        let advertise_peer = advertised(given, "initial-advertise-peer-urls")?;
         let initial_cluster = initial_cluster(given, &name, &advertise_peer)?;
         let (heartbeat, election) = raft_times(given)?;
         let max_request_bytes = max_request_bytes(given, &mut warnings)?;
@@ -141,10 +147,7 @@ impl Config {
             wal_dir: Some(given.text("wal-dir")).filter(|dir| !dir.is_empty()).map(PathBuf::from),
             listen_client: listen_urls(given, "listen-client-urls")?,
             listen_peer: listen_urls(given, "listen-peer-urls")?,
-            listen_metrics: match given.text("listen-metrics-urls") {
-                "" => Vec::new(),
-                _ => listen_urls(given, "listen-metrics-urls")?,
-            },
+            listen_metrics: listen_urls(given, "listen-metrics-urls")?,
             advertise_client: advertise_client(given, &mut warnings)?,
             advertise_peer,
             socket: SocketOptions { reuse_port: truth(given, "socket-reuse-port") },
@@ -163,10 +166,22 @@ impl Config {
                 Duration::ZERO => limits::WATCH_PROGRESS_INTERVAL,
                 interval => interval.max(limits::WATCH_PROGRESS_INTERVAL_MIN),
             },
-            warning_unary_request: either(given, "warning-unary-request-duration"),
-            cors: list_or_all(given.text("cors")),
+            warning_unary_request: match either(given, "warning-unary-request-duration") {
+                // As in etcd.
+                Duration::ZERO => limits::WARNING_UNARY_REQUEST,
+                duration => duration,
+            },
+            warning_apply: either(given, "warning-apply-duration"),
+            corrupt_check_interval: Some(duration(given, "corrupt-check-time")).filter(|interval| !interval.is_zero()),
+            compact_hash_check_interval: compact_hash_check_interval(given)?,
+            downgrade_check_interval: duration(given, "downgrade-check-time"),
+            learners_max: usize::try_from(signed(given, "max-learners")?).unwrap_or(0),
+            force_new_cluster: truth(given, "force-new-cluster"),
+            gates,
+            cors: values::parse_origins(given.text("cors"))?,
             host_whitelist: list_or_all(given.text("host-whitelist")),
-            log: log_options(given)?,
+            log,
+            metrics_extensive: given.text("metrics") == "extensive",
             memory_budget_bytes: number(given, "daymark-memory-budget-bytes")?,
             net_threads: number(given, "daymark-net-threads")?.min(limits::NET_THREADS_MAX as u64) as usize,
             name,
@@ -188,27 +203,21 @@ fn refuse_and_warn(given: &Given) -> Result<Vec<String>, String> {
     for flag in given.changed() {
         match flag.handling {
             Handling::Used | Handling::Silent => {}
-            Handling::Accepted => warnings.push(format!("flag --{} has no effect: {}", flag.name, flag.meaning)),
-            Handling::Refused => {
-                return Err(format!("--{} is not served by this version of Daymark; start without it", flag.name));
-            }
+            Handling::Accepted(why) => warnings.push(format!("flag --{} has no effect: {why}", flag.name)),
+            Handling::Refused(remedy) => return Err(format!("--{} is not served: {remedy}", flag.name)),
         }
     }
     Ok(warnings)
 }
 
-/// What a flag's form alone does not say: kinds of tokens, and the names of feature gates.
+/// What a flag's form alone does not say.
 fn check_choices(given: &Given) -> Result<(), String> {
     let tokens = given.text("auth-token");
     if tokens != "simple" {
         return Err(format!("invalid value {tokens:?} for flag -auth-token: must be simple"));
     }
-    for gate in given.text("feature-gates").split(',').map(str::trim).filter(|gate| !gate.is_empty()) {
-        let (name, value) = gate.split_once('=').ok_or(format!("missing bool value for feature gate {gate}"))?;
-        if !FEATURE_GATES.contains(&name) {
-            return Err(format!("unrecognized feature gate: {name}"));
-        }
-        parse_bool(value).ok_or(format!("invalid value of {name}={value}: must be true or false"))?;
+    if !given.text("listen-client-http-urls").is_empty() {
+        return Err("--listen-client-http-urls is not served: HTTP shares --listen-client-urls".into());
     }
     Ok(())
 }
@@ -218,7 +227,11 @@ fn truth(given: &Given, flag: &str) -> bool {
 }
 
 fn number(given: &Given, flag: &str) -> Result<u64, String> {
-    given.text(flag).parse().map_err(|error| format!("--{flag}: {error}"))
+    parse_unsigned(given.text(flag)).map_err(|error| format!("--{flag}: {error:?}"))
+}
+
+fn signed(given: &Given, flag: &str) -> Result<i64, String> {
+    parse_signed(given.text(flag)).map_err(|error| format!("--{flag}: {error:?}"))
 }
 
 fn duration(given: &Given, flag: &str) -> Duration {
@@ -238,6 +251,9 @@ fn list_or_all(text: &str) -> Vec<String> {
 }
 
 fn urls(given: &Given, flag: &str) -> Result<Vec<Url>, String> {
+    if given.text(flag).is_empty() {
+        return Ok(Vec::new());
+    }
     parse_urls(given.text(flag)).map_err(|error| format!("invalid --{flag}: {error}"))
 }
 
@@ -255,11 +271,34 @@ fn listen_urls(given: &Given, flag: &str) -> Result<Vec<Url>, String> {
     Ok(urls)
 }
 
+/// URLs told to others, which need a host.
+fn advertised(given: &Given, flag: &str) -> Result<Vec<Url>, String> {
+    let urls = urls(given, flag)?;
+    match urls.iter().find(|url| url.host_and_port().is_some_and(|(host, _)| host.is_empty())) {
+        Some(url) => {
+            Err(format!("--{flag} {:?} must be \"host:port\" (unexpected empty host ({url}))", given.text(flag)))
+        }
+        None => Ok(urls),
+    }
+}
+
+fn compact_hash_check_interval(given: &Given) -> Result<Duration, String> {
+    match duration(given, "compact-hash-check-time") {
+        Duration::ZERO => {
+            let text = given.text("compact-hash-check-time");
+            Err(format!("--compact-hash-check-time must be >0 (set to {text})"))
+        }
+        interval => Ok(interval),
+    }
+}
+
 fn advertise_client(given: &Given, warnings: &mut Vec<String>) -> Result<Vec<Url>, String> {
-    if given.has("listen-client-urls") && !given.has("advertise-client-urls") {
+    // A file may leave it out, in etcd, too.
+    let named = given.source() == Source::File || given.has("advertise-client-urls");
+    if given.has("listen-client-urls") && !named {
         return Err("--advertise-client-urls is required when --listen-client-urls is set explicitly".into());
     }
-    let urls = urls(given, "advertise-client-urls")?;
+    let urls = advertised(given, "advertise-client-urls")?;
     for url in urls.iter().filter(|url| url.host_and_port().is_some_and(|(host, _)| host == "0.0.0.0")) {
         warnings.push(format!("--advertise-client-urls: {url} is no address that clients on other machines can use"));
     }
@@ -315,8 +354,7 @@ fn raft_times(given: &Given) -> Result<(Duration, Duration), String> {
 }
 
 fn quota(given: &Given) -> Result<Option<u64>, String> {
-    let bytes: i64 = given.text("quota-backend-bytes").parse().map_err(|e| format!("--quota-backend-bytes: {e}"))?;
-    Ok(match bytes {
+    Ok(match signed(given, "quota-backend-bytes")? {
         0 => Some(limits::QUOTA_BYTES),
         bytes => u64::try_from(bytes).ok(),
     })
@@ -349,40 +387,31 @@ fn transport(given: &Given, max_request_bytes: usize) -> Result<TransportOptions
     })
 }
 
+/// A plain number means hours or revisions, by the mode; anything else is a duration, of which the mode `revision` takes
+/// the nanoseconds, as etcd does.
 fn auto_compaction(given: &Given) -> Result<AutoCompaction, String> {
+    let revisions = match given.text("auto-compaction-mode") {
+        "revision" => true,
+        "periodic" => false,
+        "" => return Err("undefined auto-compaction-mode; set --auto-compaction-mode to periodic or revision".into()),
+        other => return Err(format!("unknown auto-compaction-mode {other:?}; set it to periodic or revision")),
+    };
     let text = given.text("auto-compaction-retention");
-    let plain = text.parse::<i64>().ok();
-    let revisions = given.text("auto-compaction-mode") == "revision";
-    match (revisions, plain, parse_duration(text)) {
-        (_, Some(..0), _) => Err(format!("--auto-compaction-retention must not be negative: {text}")),
-        (_, Some(0), _) => Ok(AutoCompaction::Off),
-        (true, Some(count), _) => Ok(AutoCompaction::Revision(count)),
-        (false, Some(hours), _) => Ok(AutoCompaction::Periodic(Duration::from_secs(hours as u64 * 3600))),
-        (false, None, Some(Duration::ZERO)) => Ok(AutoCompaction::Off),
-        (false, None, Some(time)) => Ok(AutoCompaction::Periodic(time)),
-        _ => Err(format!("error parsing --auto-compaction-retention {text:?}: neither a number nor a duration")),
+    let time = match text.parse::<u32>() {
+        Ok(count) if revisions => return Ok(revisions_or_off(i64::from(count))),
+        Ok(hours) => Some(Duration::from_secs(u64::from(hours) * 3600)),
+        Err(_) => parse_duration(text),
+    };
+    match time {
+        Some(Duration::ZERO) => Ok(AutoCompaction::Off),
+        Some(time) if revisions => Ok(revisions_or_off(i64::try_from(time.as_nanos()).unwrap_or(i64::MAX))),
+        Some(time) => Ok(AutoCompaction::Periodic(time)),
+        None => Err(format!("--auto-compaction-retention: neither a number nor a duration: {text:?}")),
     }
 }
 
-fn log_options(given: &Given) -> Result<LogOptions, String> {
-    let level = match given.text("log-level") {
-        "debug" => LogLevel::Debug,
-        "info" => LogLevel::Info,
-        "warn" => LogLevel::Warn,
-        "error" | "panic" | "fatal" | "dpanic" => LogLevel::Error,
-        other => return Err(format!("invalid value {other:?} for flag -log-level: unrecognized level")),
-    };
-    let mut outputs = Vec::new();
-    for output in given.text("log-outputs").split(',').map(str::trim) {
-        outputs.push(match output {
-            "default" | "stderr" => LogOutput::Stderr,
-            "stdout" => LogOutput::Stdout,
-            "systemd/journal" => return Err("--log-outputs: systemd/journal is not served; use stderr".into()),
-            "" => return Err("--log-outputs: empty output; use stderr, stdout or a file path".into()),
-            path => LogOutput::File(PathBuf::from(path)),
-        });
-    }
-    Ok(LogOptions { level, outputs, json: given.text("log-format") == "json" })
+fn revisions_or_off(count: i64) -> AutoCompaction {
+    if count == 0 { AutoCompaction::Off } else { AutoCompaction::Revision(count) }
 }
 
 #[cfg(test)]
@@ -435,12 +464,16 @@ mod tests {
             ("--initial-cluster default=http://localhost:2380,b=http://localhost:2", "several members"),
             ("--feature-gates Nonsense=true", "unrecognized feature gate: Nonsense"),
             ("--feature-gates AllBeta", "missing bool value"),
-            ("--auth-token jwt,pub-key=x", "must be simple"),
+            ("--feature-gates LeaseCheckpointPersist=true", "requires enabling feature gate LeaseCheckpoint"),
+            ("--auth-token foo", "must be simple"),
+            ("--advertise-client-urls http://:1", "unexpected empty host"),
+            ("--compact-hash-check-time 0s", "--compact-hash-check-time must be >0 (set to 0s)"),
+            ("--auto-compaction-mode never", "unknown auto-compaction-mode \"never\""),
+            ("--logger x", "unknown logger option"),
             ("--log-level loud", "unrecognized level"),
-            ("--log-outputs systemd/journal", "not served"),
             ("--auto-compaction-retention soon", "neither a number nor a duration"),
-            ("--auto-compaction-mode revision --auto-compaction-retention 5m", "neither a number nor a duration"),
-            ("--cert-file x", "--cert-file is not served"),
+            ("--auto-compaction-mode revision --auto-compaction-retention -5", "neither a number nor a duration"),
+            ("--peer-cert-file x", "--peer-cert-file is not served"),
             ("--max-request-bytes 31457281", "set at most 31457280"),
             ("--force-new-cluster", "--force-new-cluster is not served"),
         ] {
@@ -454,13 +487,16 @@ mod tests {
         let retention = |line: &str| config(line).expect(line).0.auto_compaction;
         assert_eq!(retention("--auto-compaction-retention 2"), AutoCompaction::Periodic(Duration::from_secs(7200)));
         assert_eq!(retention("--auto-compaction-retention 5m"), AutoCompaction::Periodic(Duration::from_secs(300)));
-        let line = "--auto-compaction-mode revision --auto-compaction-retention 1000";
-        assert_eq!(retention(line), AutoCompaction::Revision(1000));
+        let revisions =
+            |text: &str| retention(&format!("--auto-compaction-mode revision --auto-compaction-retention {text}"));
+        assert_eq!(revisions("1000"), AutoCompaction::Revision(1000));
+        assert_eq!(revisions("0"), AutoCompaction::Off);
+        assert_eq!(revisions("5us"), AutoCompaction::Revision(5000), "nanoseconds, as etcd takes them");
     }
 
     #[test]
     fn what_has_no_effect_is_warned_of_only_when_changed() {
-        let (_, warnings) = config("--snapshot-count 10000 --max-wals 7 --v 3").expect("accepted");
+        let (_, warnings) = config("--snapshot-count 10000 --max-wals 7 --v=3").expect("accepted");
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         assert!(warnings[0].contains("--max-wals has no effect"));
     }

@@ -13,6 +13,44 @@ pub fn parse_bool(text: &str) -> Option<bool> {
     }
 }
 
+/// Why a text is no number.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum NumberError {
+    Syntax,
+    Range,
+}
+
+/// Go's `strconv.ParseUint` with base 0: digits, or with a prefix as in `0x1F`, `0b1`, `0o7`, `07`; `1_000` too.
+pub fn parse_unsigned(text: &str) -> Result<u64, NumberError> {
+    let lower = text.to_ascii_lowercase();
+    let (base, digits) = match lower.as_bytes() {
+        [b'0', b'x', ..] => (16, &lower[2..]),
+        [b'0', b'b', ..] => (2, &lower[2..]),
+        [b'0', b'o', ..] => (8, &lower[2..]),
+        [b'0', _, ..] => (8, &lower[1..]),
+        _ => (10, &lower[..]),
+    };
+    // An underscore stands between digits, or between a prefix and the first digit.
+    let misplaced = text.starts_with('_') || digits.ends_with('_') || digits.contains("__");
+    let digits = digits.replace('_', "");
+    if misplaced || digits.is_empty() || !digits.chars().all(|digit| digit.is_digit(base)) {
+        return Err(NumberError::Syntax);
+    }
+    // Only its size can be wrong now.
+    u64::from_str_radix(&digits, base).map_err(|_| NumberError::Range)
+}
+
+/// Go's `strconv.ParseInt` with base 0.
+pub fn parse_signed(text: &str) -> Result<i64, NumberError> {
+    let (negative, digits) = match text.as_bytes() {
+        [b'-', ..] => (true, &text[1..]),
+        [b'+', ..] => (false, &text[1..]),
+        _ => (false, text),
+    };
+    let size = i128::from(parse_unsigned(digits)?);
+    i64::try_from(if negative { -size } else { size }).map_err(|_| NumberError::Range)
+}
+
 /// Go's `time.ParseDuration`, for durations that are not negative: `1h30m`, `1.5s`, `100ms`, `0`.
 pub fn parse_duration(text: &str) -> Option<Duration> {
     let mut rest = text.strip_prefix('+').unwrap_or(text);
@@ -107,6 +145,14 @@ pub fn parse_urls(text: &str) -> Result<Vec<Url>, String> {
     Ok(urls)
 }
 
+/// A comma list of URLs as `--cors` takes them, or the word `*` alone.
+pub fn parse_origins(text: &str) -> Result<Vec<String>, String> {
+    match text {
+        "" | "*" => Ok(Vec::new()),
+        _ => Ok(parse_urls(text)?.iter().map(Url::to_string).collect()),
+    }
+}
+
 /// One URL, by the rules of etcd's `types.NewURLs`.
 pub fn parse_url(text: &str) -> Result<Url, String> {
     let Some((scheme, rest)) = text.split_once("://") else {
@@ -164,6 +210,38 @@ mod tests {
         ] {
             assert_eq!(parse_duration(text), expected.map(Duration::from_nanos), "{text}");
         }
+    }
+
+    #[test]
+    fn numbers_are_written_as_in_go() {
+        use NumberError::{Range, Syntax};
+        for (text, expected) in [
+            ("0", Ok(0)),
+            ("42", Ok(42)),
+            ("0x1F", Ok(31)),
+            ("0b101", Ok(5)),
+            ("0o17", Ok(15)),
+            ("017", Ok(15)),
+            ("1_000", Ok(1000)),
+            ("0x_1", Ok(1)),
+            ("18446744073709551615", Ok(u64::MAX)),
+            ("18446744073709551616", Err(Range)),
+            ("", Err(Syntax)),
+            ("-1", Err(Syntax)),
+            ("1__0", Err(Syntax)),
+            ("_1", Err(Syntax)),
+            ("1_", Err(Syntax)),
+            ("08", Err(Syntax)),
+            ("0x", Err(Syntax)),
+            ("1.5", Err(Syntax)),
+            ("ten", Err(Syntax)),
+        ] {
+            assert_eq!(parse_unsigned(text), expected, "{text}");
+        }
+        assert_eq!(parse_signed("-9223372036854775808"), Ok(i64::MIN));
+        assert_eq!(parse_signed("9223372036854775808"), Err(Range));
+        assert_eq!(parse_signed("+0x10"), Ok(16));
+        assert_eq!(parse_signed("--1"), Err(Syntax));
     }
 
     #[test]

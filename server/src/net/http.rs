@@ -53,7 +53,7 @@ async fn route<D: FrontDoor>(
 ) -> Response<Full<Bytes>> {
     let reads = method == Method::GET;
     match (path, role) {
-        ("/version", Role::Client | Role::Peer) if reads => answer(StatusCode::OK, JSON, version()),
+        ("/version", Role::Client | Role::Peer) if reads => answer(StatusCode::OK, JSON, crate::version::json()),
         ("/version", Role::Client | Role::Peer) => not_allowed(),
         (_, Role::Peer) => not_found(),
         ("/metrics", _) => answer(StatusCode::OK, METRICS, thread.metrics.text()),
@@ -65,11 +65,6 @@ async fn route<D: FrontDoor>(
             None => not_found(),
         },
     }
-}
-
-fn version() -> String {
-    let (server, cluster) = (crate::ETCD_VERSION, crate::CLUSTER_VERSION);
-    format!("{{\"etcdserver\":\"{server}\",\"etcdcluster\":\"{cluster}\",\"storage\":\"{cluster}\"}}")
 }
 
 /// `/health`: alarms, then leader, then a read.
