@@ -18,6 +18,7 @@ use tonic::{
 use crate::{
     config::Config,
     error::{ClientError, Result},
+    login::Login,
 };
 
 /// Largest answer that is accepted, like etcd's own client: the server bounds what it sends.
@@ -38,6 +39,8 @@ struct Shared {
     /// Endpoint after endpoint, and round again, so that consecutive calls go to different members.
     connections: Vec<Channel>,
     next: AtomicUsize,
+    /// Present if the configuration names a user.
+    login: Option<Login>,
 }
 
 impl Pool {
@@ -48,7 +51,8 @@ impl Pool {
         let endpoints = config.endpoints.iter().map(|e| endpoint(e, &config)).collect::<Result<Vec<_>>>()?;
         let rounds = config.connections_per_endpoint.max(1);
         let connections = (0..rounds).flat_map(|_| endpoints.iter().map(Endpoint::connect_lazy)).collect();
-        Ok(Self { shared: Arc::new(Shared { config, connections, next: AtomicUsize::new(0) }) })
+        let login = config.credentials.clone().map(Login::new);
+        Ok(Self { shared: Arc::new(Shared { config, connections, next: AtomicUsize::new(0), login }) })
     }
 
     /// The connection whose turn it is.
@@ -68,11 +72,19 @@ impl Pool {
         &self.shared.config
     }
 
-    /// A message with the metadata that every call carries.
+    /// How this client logs in.
+    pub(crate) fn login(&self) -> Option<&Login> {
+        self.shared.login.as_ref()
+    }
+
+    /// A message with the metadata that every call carries: the present token among them.
     pub(crate) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         if self.shared.config.require_leader {
             request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
+        }
+        if let Some(token) = self.login().and_then(Login::token) {
+            request.metadata_mut().insert("token", token);
         }
         request
     }

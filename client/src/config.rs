@@ -1,6 +1,6 @@
 //! How a client reaches its cluster. Plain values; nothing here connects.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 /// Where the cluster is and how patient the client is.
 #[derive(Clone, Debug)]
@@ -27,6 +27,23 @@ pub struct Config {
     pub keepalive_timeout: Duration,
     /// Calls and watch streams end when their member loses its leader, so that they move on to another one.
     pub require_leader: bool,
+    /// Who logs in, when it is first needed; `None`: nobody.
+    pub credentials: Option<Credentials>,
+}
+
+/// A user and their password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// Name.
+    pub user: String,
+    /// Password; sent in each login, never shown.
+    pub password: String,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").field("user", &self.user).finish_non_exhaustive()
+    }
 }
 
 impl Config {
@@ -37,6 +54,12 @@ impl Config {
         S: Into<String>,
     {
         Self { endpoints: endpoints.into_iter().map(Into::into).collect(), ..Self::default() }
+    }
+
+    /// The same, logging in as this user.
+    #[must_use]
+    pub fn with_user(self, user: impl Into<String>, password: impl Into<String>) -> Self {
+        Self { credentials: Some(Credentials { user: user.into(), password: password.into() }), ..self }
     }
 }
 
@@ -53,6 +76,7 @@ impl Default for Config {
             keepalive_interval: Duration::from_secs(10),
             keepalive_timeout: Duration::from_secs(5),
             require_leader: false,
+            credentials: None,
         }
     }
 }

@@ -100,8 +100,12 @@ impl Kv {
         value: impl Into<Bytes>,
         options: PutOptions,
     ) -> Result<PutResponse> {
-        let request = self.pool.request(put_request(key.into(), value.into(), options));
-        retry::once(&self.pool, client(self.pool.next()).put(request)).await
+        let message = put_request(key.into(), value.into(), options);
+        retry::write(&self.pool, |channel| {
+            let request = self.pool.request(message.clone());
+            async move { client(channel).put(request).await }
+        })
+        .await
     }
 
     /// Removes a key or range.
@@ -111,24 +115,35 @@ impl Kv {
 
     /// Removes a key or range, as the options say.
     pub async fn delete_with(&self, range: impl Into<KeyRange>, options: DeleteOptions) -> Result<DeleteRangeResponse> {
-        let request = self.pool.request(delete_request(range.into(), options));
-        retry::once(&self.pool, client(self.pool.next()).delete_range(request)).await
+        let message = delete_request(range.into(), options);
+        retry::write(&self.pool, |channel| {
+            let request = self.pool.request(message.clone());
+            async move { client(channel).delete_range(request).await }
+        })
+        .await
     }
 
     /// Runs a transaction. Not repeated, even when it only reads.
     pub async fn txn(&self, txn: Txn) -> Result<TxnResponse> {
-        let request = self.pool.request(txn.into_wire());
-        retry::once(&self.pool, client(self.pool.next()).txn(request)).await
+        let message = txn.into_wire();
+        retry::write(&self.pool, |channel| {
+            let request = self.pool.request(message.clone());
+            async move { client(channel).txn(request).await }
+        })
+        .await
     }
 
     /// Gives up the history before `revision`. With `physical` the answer waits until its space is free, which may take
     /// long and is not bounded by the request timeout.
     pub async fn compact(&self, revision: i64, physical: bool) -> Result<CompactionResponse> {
-        let request = self.pool.request(CompactionRequest { revision, physical });
-        if physical {
-            return Ok(client(self.pool.next()).compact(request).await?.into_inner());
+        let call = |channel| {
+            let request = self.pool.request(CompactionRequest { revision, physical });
+            async move { client(channel).compact(request).await }
+        };
+        if !physical {
+            return retry::write(&self.pool, call).await;
         }
-        retry::once(&self.pool, client(self.pool.next()).compact(request)).await
+        retry::with_token(&self.pool, || async { Ok(call(self.pool.next()).await?.into_inner()) }).await
     }
 }
 

@@ -34,14 +34,20 @@ impl Lease {
 
     /// A new lease of `ttl_secs` seconds, which the server may raise. `id` 0 lets the server choose.
     pub async fn grant(&self, ttl_secs: i64, id: i64) -> Result<LeaseGrantResponse> {
-        let request = self.pool.request(LeaseGrantRequest { ttl: ttl_secs, id });
-        retry::once(&self.pool, LeaseClient::new(self.pool.next()).lease_grant(request)).await
+        retry::write(&self.pool, |channel| {
+            let request = self.pool.request(LeaseGrantRequest { ttl: ttl_secs, id });
+            async move { LeaseClient::new(channel).lease_grant(request).await }
+        })
+        .await
     }
 
     /// Ends a lease; its keys are deleted.
     pub async fn revoke(&self, id: i64) -> Result<LeaseRevokeResponse> {
-        let request = self.pool.request(LeaseRevokeRequest { id });
-        retry::once(&self.pool, LeaseClient::new(self.pool.next()).lease_revoke(request)).await
+        retry::write(&self.pool, |channel| {
+            let request = self.pool.request(LeaseRevokeRequest { id });
+            async move { LeaseClient::new(channel).lease_revoke(request).await }
+        })
+        .await
     }
 
     /// What remains of a lease, with its keys if asked for. An unknown lease has a TTL of -1.
@@ -126,6 +132,10 @@ struct Renewals {
 impl Renewals {
     /// Opens a stream, which renews the lease once; returns the TTL too.
     async fn open(pool: &Pool, id: i64) -> Result<(Self, i64)> {
+        retry::with_token(pool, || Self::try_open(pool, id)).await
+    }
+
+    async fn try_open(pool: &Pool, id: i64) -> Result<(Self, i64)> {
         let (requests, mut queue) = mpsc::channel(1);
         requests
             .try_send(LeaseKeepAliveRequest { id })

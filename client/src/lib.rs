@@ -1,5 +1,5 @@
-//! Client library for Daymark and etcd: keys, transactions, watches that resume by themselves, leases. Speaks etcd's
-//! gRPC API and knows nothing of how a server works.
+//! Client library for Daymark and etcd: keys, transactions, watches that resume by themselves, leases, users. Speaks
+//! etcd's gRPC API and knows nothing of how a server works.
 //!
 //! ```no_run
 //! # async fn example() -> daymark_client::Result<()> {
@@ -15,6 +15,7 @@
 //! # }
 //! ```
 
+pub mod auth;
 pub mod channel;
 pub mod cluster;
 pub mod config;
@@ -22,6 +23,7 @@ pub mod error;
 pub mod key_range;
 pub mod kv;
 pub mod lease;
+mod login;
 pub mod maintenance;
 mod retry;
 pub mod txn;
@@ -62,6 +64,11 @@ impl Client {
     /// Leases.
     pub fn lease(&self) -> lease::Lease {
         lease::Lease::new(self.pool.clone())
+    }
+
+    /// Users, roles and permissions.
+    pub fn auth(&self) -> auth::Auth {
+        auth::Auth::new(self.pool.clone())
     }
 
     /// The members of the cluster.

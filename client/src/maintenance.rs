@@ -21,8 +21,11 @@ impl Maintenance {
     /// The state of the member behind one configured endpoint. Not repeated: it is about that member only.
     pub async fn status(&self, endpoint: &str) -> Result<StatusResponse> {
         let channel = self.pool.to(endpoint)?;
-        let request = self.pool.request(StatusRequest {});
-        retry::once(&self.pool, MaintenanceClient::new(channel).status(request)).await
+        let attempt = || async {
+            let request = self.pool.request(StatusRequest {});
+            retry::once(&self.pool, MaintenanceClient::new(channel.clone()).status(request)).await
+        };
+        retry::with_token(&self.pool, attempt).await
     }
 
     /// All active alarms of the cluster.

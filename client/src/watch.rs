@@ -18,6 +18,7 @@ use crate::{
     channel::{ANSWER_BYTES_MAX, Pool},
     error::{ClientError, Result},
     key_range::KeyRange,
+    retry,
 };
 
 /// Requests on their way to a stream: a create and a few progress requests.
@@ -162,7 +163,8 @@ impl Watcher {
         // Counted beforehand, so that a dropped attempt counts too.
         self.failures = self.failures.saturating_add(1);
         let limit = self.pool.config().request_timeout.unwrap_or(Duration::MAX);
-        let attempt = tokio::time::timeout(limit, open_stream(&self.pool, self.create_request()));
+        let attempt = retry::with_token(&self.pool, || open_stream(&self.pool, self.create_request()));
+        let attempt = tokio::time::timeout(limit, attempt);
         let (open, created_at) = attempt.await.map_err(|_| ClientError::TimedOut(limit))??;
         if self.next_revision == 0 {
             self.next_revision = created_at + 1;

@@ -12,8 +12,8 @@ use std::{
 
 use daymark_api::{
     etcdserverpb::{
-        LeaseKeepAliveRequest, LeaseKeepAliveResponse, PutResponse, RangeResponse, ResponseHeader, WatchCreateRequest,
-        WatchRequest, WatchResponse, watch_request::RequestUnion,
+        AuthenticateRequest, AuthenticateResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, PutResponse,
+        RangeResponse, ResponseHeader, WatchCreateRequest, WatchRequest, WatchResponse, watch_request::RequestUnion,
     },
     mvccpb::{Event, KeyValue},
 };
@@ -87,6 +87,42 @@ async fn a_call_without_answer_times_out() {
     let config = Config { request_timeout: Some(Duration::from_millis(50)), ..Config::new([server.address()]) };
     let error = Client::new(config).expect("valid").kv().put("k", "v").await.expect_err("no answer");
     assert!(matches!(error, ClientError::TimedOut(_)), "{error}");
+}
+
+/// Gives out the tokens `1`, `2` and so on, the first after a refusal for being busy, and takes only the newest.
+#[tokio::test]
+async fn many_calls_with_an_old_token_share_one_login() {
+    let (logins, valid) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(1)));
+    let counters = (logins.clone(), valid.clone());
+    let server = FakeServer::start(move |mut call| {
+        let (logins, valid) = counters.clone();
+        async move {
+            if call.path == "/etcdserverpb.Auth/Authenticate" {
+                let login: AuthenticateRequest = call.incoming.message().await.expect("a login");
+                assert_eq!((login.name.as_str(), login.password.as_str()), ("alice", "secret"));
+                match logins.fetch_add(1, Ordering::Relaxed) {
+                    0 => call.refuse(2, "etcdserver: too many requests"),
+                    number => call.answer(&AuthenticateResponse { header: header(1), token: number.to_string() }),
+                }
+            } else if call.token == Some(valid.load(Ordering::Relaxed).to_string()) {
+                call.answer(&PutResponse::default());
+            } else {
+                call.refuse(16, "etcdserver: invalid auth token");
+            }
+        }
+    });
+    let config = Config { backoff_min: Duration::from_millis(1), ..Config::new([server.address()]) };
+    let kv = Client::new(config.with_user("alice", "secret")).expect("valid configuration").kv();
+    let put_many = || futures_util::future::join_all((0..50).map(|_| kv.put("k", "v")));
+    for round in 1..=3 {
+        valid.store(round, Ordering::Relaxed);
+        assert!(put_many().await.iter().all(Result::is_ok), "round {round}");
+        assert_eq!(logins.load(Ordering::Relaxed), round + 1, "one login a round, and the refused one");
+    }
+    // No token helps any more: each call says so after one more attempt, and none goes on for ever.
+    valid.store(u32::MAX, Ordering::Relaxed);
+    assert!(put_many().await.iter().all(|put| matches!(put, Err(ClientError::Refused { .. }))));
+    assert!(logins.load(Ordering::Relaxed) <= 4 + 50);
 }
 
 /// Serves watch streams: `script` gets the number of the stream, its create request, and the stream.

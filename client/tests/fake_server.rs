@@ -59,7 +59,8 @@ where
             let Ok(mut connection) = server::handshake(socket).await else { return };
             while let Some(Ok((request, respond))) = connection.accept().await {
                 let path = request.uri().path().to_owned();
-                tokio::spawn(handler(Call { path, incoming: Incoming::new(request.into_body()), respond }));
+                let token = request.headers().get("token").map(|token| token.to_str().expect("ASCII").to_owned());
+                tokio::spawn(handler(Call { path, token, incoming: Incoming::new(request.into_body()), respond }));
             }
         });
     }
@@ -68,6 +69,8 @@ where
 /// One call of a client.
 pub struct Call {
     pub path: String,
+    /// Who calls.
+    pub token: Option<String>,
     pub incoming: Incoming,
     respond: SendResponse<Bytes>,
 }
