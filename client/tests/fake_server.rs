@@ -70,6 +70,7 @@ where
 pub struct Call {
     pub path: String,
     /// Who calls.
+    #[allow(dead_code, reason = "not every test that shares this file looks at it")]
     pub token: Option<String>,
     pub incoming: Incoming,
     respond: SendResponse<Bytes>,
