@@ -11,6 +11,15 @@ const FILES: &[&str] = &[
     "v3lockpb/lock.proto",
 ];
 
+/// Messages that hold a password, its hash or a token: what prints them must not show it (`src/secret.rs`).
+const SECRET: &[&str] = &[
+    ".authpb.User",
+    ".etcdserverpb.AuthUserAddRequest",
+    ".etcdserverpb.AuthUserChangePasswordRequest",
+    ".etcdserverpb.AuthenticateRequest",
+    ".etcdserverpb.AuthenticateResponse",
+];
+
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");
     let descriptors = protox::compile(FILES, ["proto"])?;
@@ -20,6 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Clients bring their own channel.
         .build_transport(false)
         .bytes(".")
+        .skip_debug(SECRET)
         .compile_fds(descriptors)?;
     Ok(())
 }

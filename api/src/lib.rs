@@ -6,6 +6,8 @@
 
 #![allow(rustdoc::invalid_html_tags, clippy::doc_markdown)]
 
+mod secret;
+
 /// etcd's services and their messages.
 pub mod etcdserverpb {
     tonic::include_proto!("etcdserverpb");
@@ -76,6 +78,33 @@ mod tests {
         let unpacked = etcdserverpb::WatchCreateRequest::decode(&[0x28, 0, 0x28, 1][..]).expect("unpacked");
         assert_eq!(packed.filters, [0, 1]);
         assert_eq!(unpacked.filters, packed.filters);
+    }
+
+    #[test]
+    fn secrets_are_not_printed() {
+        let (secret, name) = (|| "hunter2".to_owned(), || "eve".to_owned());
+        let (password, hashed_password) = (secret(), secret());
+        let printed = [
+            format!("{:?}", authpb::User { name: "eve".into(), password: "hunter2".into(), ..Default::default() }),
+            format!(
+                "{:?}",
+                etcdserverpb::AuthUserAddRequest { name: name(), password, hashed_password, ..Default::default() }
+            ),
+            format!(
+                "{:?}",
+                etcdserverpb::AuthUserChangePasswordRequest {
+                    name: name(),
+                    password: secret(),
+                    hashed_password: secret()
+                }
+            ),
+            format!("{:?}", etcdserverpb::AuthenticateRequest { name: name(), password: secret() }),
+        ];
+        for text in printed {
+            assert!(text.contains("eve") && !text.contains("hunter2"), "{text}");
+        }
+        let response = etcdserverpb::AuthenticateResponse { header: None, token: secret() };
+        assert!(!format!("{response:?}").contains("hunter2"));
     }
 
     #[test]

@@ -22,6 +22,7 @@ use daymark_storage::{LogId, Result, StorageError};
 use daymark_api::etcdserverpb as pb;
 use daymark_api::etcdserverpb::response_op::Response;
 
+use crate::auth::table::AuthTable;
 use crate::command;
 use crate::error::Error;
 use crate::limits;
@@ -29,6 +30,7 @@ use crate::mailbox::{BatchReplies, Mailbox, ReplyTo};
 use crate::metrics::{AppliedCounters, Counter};
 use crate::request::Reply;
 use crate::state::State;
+use crate::state::auth::TokenChange;
 use crate::state::lease::LeaseChange;
 use crate::views::Views;
 use crate::watch::ring::AppliedBatch;
@@ -61,6 +63,7 @@ impl Applier {
         let state = State::open(writer.keyspace())?;
         views.alarms.store(state.alarms().list());
         views.members.store(state.members().list());
+        views.auth.store(Arc::new(state.auth().clone()));
         views.leases.begin();
         let last = writer.keyspace().applied();
         if let Some(last) = last {
@@ -121,6 +124,7 @@ impl Applier {
     fn apply_commands(&mut self, id: LogId, bytes: Bytes, waiter: Option<Box<dyn Waiter>>) -> Result<()> {
         self.bytes += bytes.len() as u64;
         let mut results = Vec::new();
+        self.state.begin_entry(id.index);
         for command in command::commands(bytes) {
             let broken = |error: Error| StorageError::Invariant { what: format!("entry {id}: {error}") };
             let (identity, command) = command.map_err(broken)?;
@@ -147,8 +151,9 @@ impl Applier {
     fn finish(&mut self) -> Result<()> {
         let (true, Some(last)) = (self.is_dirty, self.last) else { return Ok(()) };
         self.writer.commit(last)?;
-        self.writer.publish();
         let effects = self.state.take_effects();
+        self.publish_auth(effects.auth, effects.tokens);
+        self.writer.publish();
         if let Some(alarms) = effects.alarms {
             self.views.alarms.store(alarms);
         }
@@ -170,6 +175,22 @@ impl Applier {
         self.answer();
         self.is_dirty = false;
         Ok(())
+    }
+
+    /// Rights before the data that was written under them; a token that has gone before the table under whose revision
+    /// it would count.
+    fn publish_auth(&self, table: Option<Arc<AuthTable>>, changes: Vec<TokenChange>) {
+        let tokens = &self.views.tokens;
+        for change in changes {
+            match change {
+                TokenChange::Assigned { token, user } => tokens.assign_simple(&token, &user),
+                TokenChange::UserDropped(user) => tokens.drop_user(&user),
+                TokenChange::AllDropped => tokens.drop_all(),
+            }
+        }
+        if let Some(table) = table {
+            self.views.auth.store(table);
+        }
     }
 
     /// Begins the next write batch. Events are gathered only if somebody watches: who begins to watch meanwhile finds

@@ -36,6 +36,19 @@ pub enum Kind {
     MemberAttributes = 9,
     /// New peer addresses of a member.
     MemberUpdate = 13,
+    AuthEnable = 20,
+    AuthDisable = 21,
+    /// A simple token for a user whose password was right.
+    AssignToken = 22,
+    UserAdd = 23,
+    UserDelete = 24,
+    UserChangePassword = 25,
+    UserGrantRole = 26,
+    UserRevokeRole = 27,
+    RoleAdd = 28,
+    RoleDelete = 29,
+    RoleGrantPermission = 30,
+    RoleRevokePermission = 31,
 }
 
 /// Leases whose time is over.
@@ -66,6 +79,23 @@ pub struct MemberPeerUrls {
     pub peer_urls: Vec<String>,
 }
 
+/// A simple token for a user whose password was right. Its text is completed by the index of the log entry.
+#[derive(Clone, PartialEq, prost::Message)]
+#[prost(skip_debug)]
+pub struct AssignToken {
+    #[prost(string, tag = "1")]
+    pub user: String,
+    /// What comes before the dot.
+    #[prost(string, tag = "2")]
+    pub letters: String,
+}
+
+impl std::fmt::Debug for AssignToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AssignToken").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
 /// One command, decoded.
 #[derive(Clone, Debug)]
 #[allow(clippy::large_enum_variant)] // Decoded, applied and dropped one at a time.
@@ -80,9 +110,27 @@ pub enum Command {
     Alarm(pb::AlarmRequest),
     MemberAttributes(MemberAttributes),
     MemberUpdate(MemberPeerUrls),
+    Auth(AuthCommand),
 }
 
-/// Who asked, as far as apply must know it (auth comes with its own issue; absent until then).
+/// A command about users, roles and whether they are asked for. Passwords are hashes in it.
+#[derive(Clone, Debug)]
+pub enum AuthCommand {
+    Enable,
+    Disable,
+    AssignToken(AssignToken),
+    UserAdd(pb::AuthUserAddRequest),
+    UserDelete(pb::AuthUserDeleteRequest),
+    UserChangePassword(pb::AuthUserChangePasswordRequest),
+    UserGrantRole(pb::AuthUserGrantRoleRequest),
+    UserRevokeRole(pb::AuthUserRevokeRoleRequest),
+    RoleAdd(pb::AuthRoleAddRequest),
+    RoleDelete(pb::AuthRoleDeleteRequest),
+    RoleGrantPermission(pb::AuthRoleGrantPermissionRequest),
+    RoleRevokePermission(pb::AuthRoleRevokePermissionRequest),
+}
+
+/// Who asked, as far as apply must know it. Absent while authentication is disabled.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
     pub user: Bytes,
@@ -177,9 +225,28 @@ fn decode_one(batch: &mut Bytes) -> Result<(Option<Identity>, Command), Error> {
         8 => Command::Alarm(parse(message)?),
         9 => Command::MemberAttributes(parse(message)?),
         13 => Command::MemberUpdate(parse(message)?),
+        20..=31 => Command::Auth(parse_auth(kind, message)?),
         other => return Err(broken(format!("command of unknown kind {other}"))),
     };
     Ok((identity, command))
+}
+
+fn parse_auth(kind: u8, message: Bytes) -> Result<AuthCommand, Error> {
+    Ok(match kind {
+        20 => AuthCommand::Enable,
+        21 => AuthCommand::Disable,
+        22 => AuthCommand::AssignToken(parse(message)?),
+        23 => AuthCommand::UserAdd(parse(message)?),
+        24 => AuthCommand::UserDelete(parse(message)?),
+        25 => AuthCommand::UserChangePassword(parse(message)?),
+        26 => AuthCommand::UserGrantRole(parse(message)?),
+        27 => AuthCommand::UserRevokeRole(parse(message)?),
+        28 => AuthCommand::RoleAdd(parse(message)?),
+        29 => AuthCommand::RoleDelete(parse(message)?),
+        30 => AuthCommand::RoleGrantPermission(parse(message)?),
+        31 => AuthCommand::RoleRevokePermission(parse(message)?),
+        other => return Err(broken(format!("command of unknown kind {other}"))),
+    })
 }
 
 fn parse<M: Message + Default>(message: Bytes) -> Result<M, Error> {

@@ -126,6 +126,26 @@ errors! {
     LeaderMissing, Unknown, "\"leader\" field must be provided";
     /// The key of a lock has gone while it waited for its turn.
     SessionExpired, Unknown, "mutex: session is expired";
+    RootUserMissing, FailedPrecondition, "etcdserver: root user does not exist";
+    RootRoleMissing, FailedPrecondition, "etcdserver: root user does not have root role";
+    UserExists, FailedPrecondition, "etcdserver: user name already exists";
+    UserNameEmpty, InvalidArgument, "etcdserver: user name is empty";
+    UserNotFound, FailedPrecondition, "etcdserver: user name not found";
+    RoleExists, FailedPrecondition, "etcdserver: role name already exists";
+    RoleNameEmpty, InvalidArgument, "etcdserver: role name is empty";
+    RoleNotFound, FailedPrecondition, "etcdserver: role name not found";
+    /// An unknown user or a wrong password: callers are not told which.
+    AuthenticationFailed, InvalidArgument, "etcdserver: authentication failed, invalid user ID or password";
+    PermissionNotGiven, InvalidArgument, "etcdserver: permission not given";
+    PermissionDenied, PermissionDenied, "etcdserver: permission denied";
+    RoleNotGranted, FailedPrecondition, "etcdserver: role is not granted to the user";
+    PermissionNotGranted, FailedPrecondition, "etcdserver: permission is not granted to the role";
+    AuthNotEnabled, FailedPrecondition, "etcdserver: authentication is not enabled";
+    InvalidAuthToken, Unauthenticated, "etcdserver: invalid auth token";
+    InvalidAuthManagement, InvalidArgument, "etcdserver: invalid auth management";
+    OldAuthRevision, InvalidArgument, "etcdserver: revision of auth store is old";
+    /// Has no entry in etcd's table of codes.
+    NoPasswordUser, Unknown, "auth: authentication failed, password was given for no password user";
     Canceled, Canceled, "context canceled";
     DeadlineExceeded, DeadlineExceeded, "context deadline exceeded";
     MemberUrlsInvalid, InvalidArgument, "etcdserver: given member URLs are invalid";

@@ -16,8 +16,9 @@ pub mod rpc;
 pub mod version;
 pub mod views;
 
-pub mod apply;
 pub mod auth;
+
+pub mod apply;
 pub mod state;
 
 pub mod policy;

@@ -130,6 +130,9 @@ pub const LEASE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// one, so that a burst of expiries is bounded by the size of one write batch instead.
 pub const LEASES_EXPIRED_AT_ONCE_MAX: usize = 5_000;
 
+/// How often a login begins again because users or roles have changed while the password was looked at.
+pub const AUTHENTICATE_TRIES_MAX: usize = 8;
+
 /// One file of the log.
 pub const WAL_SEGMENT_BYTES: u64 = 64 << 20;
 /// Entries that wait for the log, in bytes. Raft admits less than that, so that an append is never refused.

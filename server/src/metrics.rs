@@ -257,6 +257,7 @@ pub struct Sample {
     /// Transactions of more than one operation that write.
     pub txns: u64,
     pub current_revision: i64,
+    pub auth_revision: u64,
     pub compact_revision: i64,
     pub db_bytes: u64,
     pub db_bytes_in_use: u64,
@@ -433,6 +434,7 @@ fn storage(families: &mut Families, s: &Sample) {
     families.gauge("etcd_mvcc_db_total_size_in_bytes", "size on disk", s.db_bytes as f64);
     families.gauge("etcd_mvcc_db_total_size_in_use_in_bytes", "size in use", s.db_bytes_in_use as f64);
     families.gauge("etcd_debugging_mvcc_current_revision", "current revision", s.current_revision as f64);
+    families.gauge("etcd_debugging_auth_revision", "revision of users and roles", s.auth_revision as f64);
     families.gauge("etcd_debugging_mvcc_compact_revision", "compact revision", s.compact_revision as f64);
     families.gauge("etcd_debugging_mvcc_watch_stream_total", "watch streams", s.watch_streams as f64);
     families.gauge("etcd_debugging_mvcc_watcher_total", "watchers", s.watchers as f64);

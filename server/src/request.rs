@@ -20,7 +20,7 @@ use smallvec::SmallVec;
 use crate::error::Error;
 
 /// Who asks and how, as far as a transport can tell.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Context {
     /// Address of the other end; absent on unix sockets and in simulations.
     pub peer: Option<SocketAddr>,
@@ -33,6 +33,15 @@ pub struct Context {
     pub requires_leader: bool,
     /// `client-api-version` metadata; `Err` holds bytes that are not UTF-8.
     pub client_api_version: Option<Result<String, Bytes>>,
+}
+
+impl std::fmt::Debug for Context {
+    /// Without the token, which is as good as a password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = f.debug_struct("Context");
+        shown.field("peer", &self.peer).field("has_token", &self.token.is_some());
+        shown.field("certificate_name", &self.certificate_name).finish_non_exhaustive()
+    }
 }
 
 /// A unary call: a variant per method, holding etcd's message.
@@ -63,6 +72,23 @@ pub enum Request {
     Proclaim(v3electionpb::ProclaimRequest),
     Leader(v3electionpb::LeaderRequest),
     Resign(v3electionpb::ResignRequest),
+    AuthEnable(pb::AuthEnableRequest),
+    AuthDisable(pb::AuthDisableRequest),
+    AuthStatus(pb::AuthStatusRequest),
+    Authenticate(pb::AuthenticateRequest),
+    UserAdd(pb::AuthUserAddRequest),
+    UserGet(pb::AuthUserGetRequest),
+    UserList(pb::AuthUserListRequest),
+    UserDelete(pb::AuthUserDeleteRequest),
+    UserChangePassword(pb::AuthUserChangePasswordRequest),
+    UserGrantRole(pb::AuthUserGrantRoleRequest),
+    UserRevokeRole(pb::AuthUserRevokeRoleRequest),
+    RoleAdd(pb::AuthRoleAddRequest),
+    RoleGet(pb::AuthRoleGetRequest),
+    RoleList(pb::AuthRoleListRequest),
+    RoleDelete(pb::AuthRoleDeleteRequest),
+    RoleGrantPermission(pb::AuthRoleGrantPermissionRequest),
+    RoleRevokePermission(pb::AuthRoleRevokePermissionRequest),
 }
 
 impl Request {
@@ -107,6 +133,23 @@ pub enum Reply {
     Proclaim(v3electionpb::ProclaimResponse),
     Leader(v3electionpb::LeaderResponse),
     Resign(v3electionpb::ResignResponse),
+    AuthEnable(pb::AuthEnableResponse),
+    AuthDisable(pb::AuthDisableResponse),
+    AuthStatus(pb::AuthStatusResponse),
+    Authenticate(pb::AuthenticateResponse),
+    UserAdd(pb::AuthUserAddResponse),
+    UserGet(pb::AuthUserGetResponse),
+    UserList(pb::AuthUserListResponse),
+    UserDelete(pb::AuthUserDeleteResponse),
+    UserChangePassword(pb::AuthUserChangePasswordResponse),
+    UserGrantRole(pb::AuthUserGrantRoleResponse),
+    UserRevokeRole(pb::AuthUserRevokeRoleResponse),
+    RoleAdd(pb::AuthRoleAddResponse),
+    RoleGet(pb::AuthRoleGetResponse),
+    RoleList(pb::AuthRoleListResponse),
+    RoleDelete(pb::AuthRoleDeleteResponse),
+    RoleGrantPermission(pb::AuthRoleGrantPermissionResponse),
+    RoleRevokePermission(pb::AuthRoleRevokePermissionResponse),
 }
 
 /// What comes in on a streaming call, message by message; `None` when the caller has ended its half. An error means that

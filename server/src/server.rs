@@ -25,6 +25,8 @@ use daymark_storage::{LogId, StorageError};
 use sha1::{Digest, Sha1};
 
 use crate::apply::{self, Applier};
+use crate::auth::password::PasswordPool;
+use crate::auth::token::Tokens;
 use crate::command::MemberAttributes;
 use crate::config::Config;
 use crate::config::values::Url;
@@ -39,6 +41,7 @@ use crate::policy::upkeep::Upkeep;
 use crate::policy::{compactor, lessor, timer};
 use crate::request::{Context, Reply, Request, RequestStream, Sink, StreamRequest};
 use crate::services::reclaim::LongWork;
+use crate::services::watch::Permission;
 use crate::services::{self, Door, Member, Settings};
 use crate::views::Views;
 use crate::watch::{Engine, Options as WatchOptions};
@@ -113,7 +116,8 @@ impl Server {
 
         let mailboxes: Vec<_> = (0..net_threads).map(|_| Mailbox::new(limits::APPLIED_BYTES_MAX)).collect();
         let (cluster_id, member_id) = (identity.cluster_id, identity.member_id);
-        let views = Views::new(storage.keyspace.clone(), cluster_id, member_id, mailboxes);
+        let tokens = Tokens::new(config.auth_token.clone(), config.auth_token_ttl);
+        let views = Views::with_tokens(storage.keyspace.clone(), cluster_id, member_id, mailboxes, tokens);
         let progress = AppliedProgress::default();
         let applier = Applier::open(storage.writer, views.clone(), progress.clone())?;
         let thread_failed = |error: std::io::Error| StartError::new(error, "raise the limit of threads of this user");
@@ -434,12 +438,14 @@ fn start_net(parts: &Parts<'_>) -> std::io::Result<Result<NetThreads, StartError
         max_txn_ops: config.max_txn_ops,
         election: config.election,
         quota_bytes: config.quota_backend_bytes.map_or(-1, |bytes| bytes as i64),
+        bcrypt_cost: config.bcrypt_cost,
     };
     let lessor = lessor::Lessor::new((*views).clone(), config.election);
     let member = Arc::new(Member {
         views: (*views).clone(),
         raft: (*raft).clone(),
         lessor,
+        passwords: PasswordPool::start()?,
         settings,
         reclaim: LongWork::default(),
         on_fatal: parts.on_fatal.clone(),
@@ -559,7 +565,14 @@ impl FrontDoor for Front {
 
     async fn watch(self: &Rc<Self>, context: Context, requests: RequestStream<pb::WatchRequest>, sink: Sink) {
         match self.door.check_context(&context) {
-            Ok(()) => services::watch::serve(self.engine.clone(), context, requests, sink).await,
+            Ok(()) => {
+                let door = self.door.clone();
+                let permission: Rc<Permission> = Rc::new(move |context, create| {
+                    let door = door.clone();
+                    Box::pin(async move { door.admit_watch(context, create).await })
+                });
+                services::watch::serve_permitted(self.engine.clone(), context, requests, sink, permission).await;
+            }
             Err(error) => sink.finish(Err(error)),
         }
     }
@@ -628,6 +641,7 @@ fn sample_source(member: Arc<Member>, wal: Wal, watched: Arc<[WatchGauges]>) -> 
             quota_bytes: member.settings.quota_bytes,
             current_revision: views.keyspace.current_revision(),
             compact_revision: views.keyspace.compact_revision(),
+            auth_revision: views.auth.load().revision(),
             db_bytes: views.size.bytes(&views.keyspace),
             db_bytes_in_use: views.size.bytes_in_use(&views.keyspace),
             alarms: views.alarms.load_full(),

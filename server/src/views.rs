@@ -11,6 +11,8 @@ use daymark_storage::mvcc::Keyspace;
 
 use daymark_api::etcdserverpb as pb;
 
+use crate::auth::table::AuthTable;
+use crate::auth::token::{TokenSpec, Tokens};
 use crate::limits;
 use crate::mailbox::Mailbox;
 use crate::metrics::{AppliedCounters, MemberDurations};
@@ -67,11 +69,28 @@ pub struct Views {
     pub alarms: ArcSwap<Vec<pb::AlarmMember>>,
     /// Members by id, as `MemberList` shows them.
     pub members: ArcSwap<Vec<pb::Member>>,
+    /// Users, roles and whether they are asked for. Stored before the revisions that were made under it, so that nobody
+    /// reads something newer than the rights it is checked against.
+    pub auth: ArcSwap<AuthTable>,
+    /// Who has logged in. Not replicated: every member keeps its own.
+    pub tokens: Tokens,
 }
 
 impl Views {
     /// Views of a keyspace that has been opened and not yet replayed.
     pub fn new(keyspace: Arc<Keyspace>, cluster_id: u64, member_id: u64, mailboxes: Vec<Arc<Mailbox>>) -> Arc<Self> {
+        let tokens = Tokens::new(TokenSpec::default(), limits::SIMPLE_TOKEN_TTL);
+        Self::with_tokens(keyspace, cluster_id, member_id, mailboxes, tokens)
+    }
+
+    /// As [`Views::new`], with tokens of a certain kind or life.
+    pub fn with_tokens(
+        keyspace: Arc<Keyspace>,
+        cluster_id: u64,
+        member_id: u64,
+        mailboxes: Vec<Arc<Mailbox>>,
+        tokens: Tokens,
+    ) -> Arc<Self> {
         Arc::new(Self {
             keyspace,
             cluster_id,
@@ -87,6 +106,8 @@ impl Views {
             leases: LeaseFeed::new(limits::LEASE_CHANGES_MAX),
             alarms: ArcSwap::default(),
             members: ArcSwap::default(),
+            auth: ArcSwap::default(),
+            tokens,
         })
     }
 

@@ -1,9 +1,10 @@
 //! Generated commands over few keys and leases, so that they get in each other's way.
 
+use daymark_api::authpb::{Permission, UserAddOptions};
 use daymark_api::etcdserverpb as pb;
 use daymark_api::etcdserverpb::compare::TargetUnion;
 use daymark_api::etcdserverpb::request_op::Request as Op;
-use daymark_server::command::{self, Kind, LeaseExpire, MemberAttributes};
+use daymark_server::command::{self, AssignToken, Identity, Kind, LeaseExpire, MemberAttributes};
 use proptest::prelude::*;
 
 /// A command to be encoded.
@@ -18,21 +19,50 @@ pub enum Generated {
     Expire(LeaseExpire),
     Alarm(pb::AlarmRequest),
     Attributes(MemberAttributes),
+    Token(AssignToken),
+    UserAdd(pb::AuthUserAddRequest),
+    UserDelete(pb::AuthUserDeleteRequest),
+    UserGrant(pb::AuthUserGrantRoleRequest),
+    UserRevoke(pb::AuthUserRevokeRoleRequest),
+    RoleAdd(pb::AuthRoleAddRequest),
+    RoleDelete(pb::AuthRoleDeleteRequest),
+    RoleGrant(pb::AuthRoleGrantPermissionRequest),
+    RoleRevoke(pb::AuthRoleRevokePermissionRequest),
+    AuthEnable,
+    AuthDisable,
+    /// With an identity.
+    As(Identity, Box<Generated>),
 }
 
 impl Generated {
     /// Appends it to a command batch.
     pub fn append(&self, batch: &mut bytes::BytesMut) {
+        self.append_as(None, batch);
+    }
+
+    fn append_as(&self, who: Option<&Identity>, batch: &mut bytes::BytesMut) {
         match self {
-            Self::Put(message) => command::append(batch, Kind::Put, None, message),
-            Self::Delete(message) => command::append(batch, Kind::DeleteRange, None, message),
-            Self::Txn(message) => command::append(batch, Kind::Txn, None, message),
-            Self::Compact(message) => command::append(batch, Kind::Compact, None, message),
-            Self::Grant(message) => command::append(batch, Kind::LeaseGrant, None, message),
-            Self::Revoke(message) => command::append(batch, Kind::LeaseRevoke, None, message),
-            Self::Expire(message) => command::append(batch, Kind::LeaseExpire, None, message),
-            Self::Alarm(message) => command::append(batch, Kind::Alarm, None, message),
-            Self::Attributes(message) => command::append(batch, Kind::MemberAttributes, None, message),
+            Self::Put(message) => command::append(batch, Kind::Put, who, message),
+            Self::Delete(message) => command::append(batch, Kind::DeleteRange, who, message),
+            Self::Txn(message) => command::append(batch, Kind::Txn, who, message),
+            Self::Compact(message) => command::append(batch, Kind::Compact, who, message),
+            Self::Grant(message) => command::append(batch, Kind::LeaseGrant, who, message),
+            Self::Revoke(message) => command::append(batch, Kind::LeaseRevoke, who, message),
+            Self::Expire(message) => command::append(batch, Kind::LeaseExpire, who, message),
+            Self::Alarm(message) => command::append(batch, Kind::Alarm, who, message),
+            Self::Attributes(message) => command::append(batch, Kind::MemberAttributes, who, message),
+            Self::Token(message) => command::append(batch, Kind::AssignToken, who, message),
+            Self::UserAdd(message) => command::append(batch, Kind::UserAdd, who, message),
+            Self::UserDelete(message) => command::append(batch, Kind::UserDelete, who, message),
+            Self::UserGrant(message) => command::append(batch, Kind::UserGrantRole, who, message),
+            Self::UserRevoke(message) => command::append(batch, Kind::UserRevokeRole, who, message),
+            Self::RoleAdd(message) => command::append(batch, Kind::RoleAdd, who, message),
+            Self::RoleDelete(message) => command::append(batch, Kind::RoleDelete, who, message),
+            Self::RoleGrant(message) => command::append(batch, Kind::RoleGrantPermission, who, message),
+            Self::RoleRevoke(message) => command::append(batch, Kind::RoleRevokePermission, who, message),
+            Self::AuthEnable => command::append(batch, Kind::AuthEnable, who, &pb::AuthEnableRequest {}),
+            Self::AuthDisable => command::append(batch, Kind::AuthDisable, who, &pb::AuthDisableRequest {}),
+            Self::As(who, command) => command.append_as(Some(who), batch),
         }
     }
 }
@@ -52,6 +82,59 @@ pub fn command() -> impl Strategy<Value = Generated> {
         1 => (1..3u64, "[a-z]{1,4}").prop_map(|(id, name)| {
             Generated::Attributes(MemberAttributes { id, name, client_urls: vec!["http://c".into()] })
         }),
+    ]
+}
+
+/// What makes a root, two users and their roles, and has everybody say who they are from then on.
+pub fn with_users() -> Vec<Generated> {
+    let user = |name: &str| pb::AuthUserAddRequest { name: name.into(), ..Default::default() };
+    let mut commands: Vec<_> = ["root", "bob", "amy"].map(user).map(Generated::UserAdd).into();
+    commands.push(Generated::RoleAdd(pb::AuthRoleAddRequest { name: "r".into() }));
+    for (user, role) in [("root", "root"), ("bob", "r")] {
+        commands.push(Generated::UserGrant(pb::AuthUserGrantRoleRequest { user: user.into(), role: role.into() }));
+    }
+    commands.push(Generated::AuthEnable);
+    commands
+}
+
+/// A command of somebody: of a user, of nobody, of somebody who looked long ago.
+pub fn command_of_somebody() -> impl Strategy<Value = Generated> {
+    let any = prop_oneof![3 => command(), 2 => about_users()];
+    let who = prop_oneof![6 => Just("root"), 6 => Just("bob"), 2 => Just("amy"), 1 => Just("gone")];
+    let revision = prop_oneof![8 => Just(u64::MAX), 1 => 0..30u64];
+    (any, prop::option::weighted(0.9, (who, revision))).prop_map(|(command, who)| match who {
+        Some((user, auth_revision)) => {
+            Generated::As(Identity { user: bytes::Bytes::from_static(user.as_bytes()), auth_revision }, command.into())
+        }
+        None => command,
+    })
+}
+
+fn about_users() -> impl Strategy<Value = Generated> {
+    let user = || prop_oneof![3 => Just("root".to_owned()), 4 => Just("bob".to_owned()), 2 => "[a-b]".boxed()];
+    let role = || prop_oneof![2 => Just("root".to_owned()), 4 => Just("r".to_owned()), 2 => "[s-t]".boxed()];
+    let permission =
+        (0..4i32, key(), range_end()).prop_map(|(perm_type, key, range_end)| Permission { perm_type, key, range_end });
+    prop_oneof![
+        2 => user().prop_map(|user| Generated::Token(AssignToken { user, letters: "letters".into() })),
+        2 => (user(), any::<bool>()).prop_map(|(name, no_password)| {
+            let options = Some(UserAddOptions { no_password });
+            Generated::UserAdd(pb::AuthUserAddRequest { name, options, ..Default::default() })
+        }),
+        2 => user().prop_map(|name| Generated::UserDelete(pb::AuthUserDeleteRequest { name })),
+        3 => (user(), role())
+            .prop_map(|(user, role)| Generated::UserGrant(pb::AuthUserGrantRoleRequest { user, role })),
+        2 => (user(), role())
+            .prop_map(|(name, role)| Generated::UserRevoke(pb::AuthUserRevokeRoleRequest { name, role })),
+        2 => role().prop_map(|name| Generated::RoleAdd(pb::AuthRoleAddRequest { name })),
+        1 => role().prop_map(|role| Generated::RoleDelete(pb::AuthRoleDeleteRequest { role })),
+        5 => (role(), prop::option::weighted(0.9, permission))
+            .prop_map(|(name, perm)| Generated::RoleGrant(pb::AuthRoleGrantPermissionRequest { name, perm })),
+        2 => (role(), key(), range_end()).prop_map(|(role, key, range_end)| {
+            Generated::RoleRevoke(pb::AuthRoleRevokePermissionRequest { role, key, range_end })
+        }),
+        2 => Just(Generated::AuthEnable),
+        1 => Just(Generated::AuthDisable),
     ]
 }
 

@@ -17,6 +17,7 @@ use std::collections::VecDeque;
 use std::fmt::Write;
 
 use bytes::Bytes;
+use daymark_api::authpb::{Permission, UserAddOptions};
 use daymark_api::etcdserverpb as pb;
 use daymark_api::etcdserverpb::compare::TargetUnion;
 use daymark_api::etcdserverpb::request_op::Request as Op;
@@ -112,10 +113,79 @@ pub fn request(line: &str) -> Option<Request> {
             let version = words.word().unwrap_or_default().into();
             Request::Downgrade(pb::DowngradeRequest { action, version })
         }
+        "auth" => auth(&mut words),
+        "user" => user(&mut words),
+        "role" => role(&mut words),
         _ => return None,
     };
     words.end();
     Some(request)
+}
+
+fn auth(words: &mut Words<'_>) -> Request {
+    match words.need("what to do") {
+        "enable" => Request::AuthEnable(pb::AuthEnableRequest {}),
+        "disable" => Request::AuthDisable(pb::AuthDisableRequest {}),
+        "status" => Request::AuthStatus(pb::AuthStatusRequest {}),
+        "login" => {
+            let (name, password) = (name(words), name(words));
+            Request::Authenticate(pb::AuthenticateRequest { name, password })
+        }
+        other => panic!("auth does not know {other}"),
+    }
+}
+
+/// A word, `""` for none.
+fn name(words: &mut Words<'_>) -> String {
+    String::from_utf8(bytes(words.need("a name")).to_vec()).expect("a name is text")
+}
+
+fn user(words: &mut Words<'_>) -> Request {
+    match words.need("what to do") {
+        "add" => {
+            let (name, password) = (name(words), name(words));
+            let options = flag(words, "no_password").then_some(UserAddOptions { no_password: true });
+            Request::UserAdd(pb::AuthUserAddRequest { name, password, options, hashed_password: String::new() })
+        }
+        "delete" => Request::UserDelete(pb::AuthUserDeleteRequest { name: name(words) }),
+        "get" => Request::UserGet(pb::AuthUserGetRequest { name: name(words) }),
+        "list" => Request::UserList(pb::AuthUserListRequest {}),
+        "passwd" => {
+            let (name, password) = (name(words), name(words));
+            let hashed_password = words.word().unwrap_or_default().to_owned();
+            Request::UserChangePassword(pb::AuthUserChangePasswordRequest { name, password, hashed_password })
+        }
+        "grant" => Request::UserGrantRole(pb::AuthUserGrantRoleRequest { user: name(words), role: name(words) }),
+        "revoke" => Request::UserRevokeRole(pb::AuthUserRevokeRoleRequest { name: name(words), role: name(words) }),
+        other => panic!("user does not know {other}"),
+    }
+}
+
+fn role(words: &mut Words<'_>) -> Request {
+    let what = words.need("what to do");
+    if what == "list" {
+        return Request::RoleList(pb::AuthRoleListRequest {});
+    }
+    let role = name(words);
+    match what {
+        "add" => Request::RoleAdd(pb::AuthRoleAddRequest { name: role }),
+        "delete" => Request::RoleDelete(pb::AuthRoleDeleteRequest { role }),
+        "get" => Request::RoleGet(pb::AuthRoleGetRequest { role }),
+        "grant" => {
+            let perm = words.word().map(|kind| {
+                let perm_type = named(kind, &["read", "write", "readwrite"]);
+                let key = bytes(words.need("a key"));
+                Permission { perm_type, key, range_end: words.word().map(bytes).unwrap_or_default() }
+            });
+            Request::RoleGrantPermission(pb::AuthRoleGrantPermissionRequest { name: role, perm })
+        }
+        "revoke" => {
+            let key = bytes(words.need("a key"));
+            let range_end = words.word().map(bytes).unwrap_or_default();
+            Request::RoleRevokePermission(pb::AuthRoleRevokePermissionRequest { role, key, range_end })
+        }
+        other => panic!("role does not know {other}"),
+    }
 }
 
 fn put(words: &mut Words<'_>) -> pb::PutRequest {
@@ -344,6 +414,37 @@ pub fn reply(reply: &Reply) -> String {
                 .expect("grows");
         }
         Reply::Defragment(defragment) => line(&mut out, "", &defragment.header, "done"),
+        Reply::AuthEnable(reply) => line(&mut out, "", &reply.header, "enabled"),
+        Reply::AuthDisable(reply) => line(&mut out, "", &reply.header, "disabled"),
+        Reply::AuthStatus(reply) => {
+            let words = format!("enabled {} auth revision {}", reply.enabled, reply.auth_revision);
+            line(&mut out, "", &reply.header, &words);
+        }
+        Reply::Authenticate(reply) => {
+            // Letters by chance, then the index of a log entry.
+            let (letters, index) = reply.token.split_once('.').expect("a simple token");
+            assert!(letters.len() == 16 && letters.bytes().all(|letter| letter.is_ascii_alphabetic()));
+            assert!(index.parse::<u64>().is_ok_and(|index| index > 0));
+            line(&mut out, "", &reply.header, "logged in");
+        }
+        Reply::UserAdd(reply) => line(&mut out, "", &reply.header, "user added"),
+        Reply::UserGet(reply) => line(&mut out, "", &reply.header, &format!("roles {:?}", reply.roles)),
+        Reply::UserList(reply) => line(&mut out, "", &reply.header, &format!("users {:?}", reply.users)),
+        Reply::UserDelete(reply) => line(&mut out, "", &reply.header, "user deleted"),
+        Reply::UserChangePassword(reply) => line(&mut out, "", &reply.header, "password changed"),
+        Reply::UserGrantRole(reply) => line(&mut out, "", &reply.header, "role granted"),
+        Reply::UserRevokeRole(reply) => line(&mut out, "", &reply.header, "role revoked"),
+        Reply::RoleAdd(reply) => line(&mut out, "", &reply.header, "role added"),
+        Reply::RoleGet(reply) => {
+            line(&mut out, "", &reply.header, "role");
+            for Permission { perm_type, key, range_end } in &reply.perm {
+                writeln!(out, "  {perm_type} {} {}", text(key), text(range_end)).expect("strings grow");
+            }
+        }
+        Reply::RoleList(reply) => line(&mut out, "", &reply.header, &format!("roles {:?}", reply.roles)),
+        Reply::RoleDelete(reply) => line(&mut out, "", &reply.header, "role deleted"),
+        Reply::RoleGrantPermission(reply) => line(&mut out, "", &reply.header, "permission granted"),
+        Reply::RoleRevokePermission(reply) => line(&mut out, "", &reply.header, "permission revoked"),
         other => writeln!(out, "{other:?}").expect("strings grow"),
     }
     out

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use daymark_raft::{AppliedProgress, Bootstrap, MemberInfo, RaftOptions};
 use daymark_server::apply::{self, Applier};
+use daymark_server::auth::password::PasswordPool;
 use daymark_server::command::MemberAttributes;
 use daymark_server::error::Error;
 use daymark_server::mailbox::Mailbox;
@@ -88,10 +89,13 @@ impl TestMember {
         };
         let raft = daymark_raft::start(options, Box::new(queue), on_fatal()).expect("raft starts");
         let lessor = Lessor::new(views.clone(), settings.election);
+        let passwords = PasswordPool::start().expect("threads");
         let facts_out = fatal_out.clone();
         let on_fatal = Arc::new(move |facts: &str| drop(facts_out.send(facts.to_string())));
-        let door =
-            Door::new(Arc::new(Member { views, raft, lessor, settings, reclaim: Default::default(), on_fatal }), 0);
+        let door = Door::new(
+            Arc::new(Member { views, raft, lessor, passwords, settings, reclaim: Default::default(), on_fatal }),
+            0,
+        );
         // One thread for the pool: a test that occupies it decides when reads there begin.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()

@@ -16,7 +16,7 @@ use daymark_storage::mvcc::Keyspace;
 use daymark_storage::{LogId, StorageError};
 use proptest::prelude::*;
 
-use crate::commands::{Generated, command};
+use crate::commands::{Generated, command, command_of_somebody, with_users};
 
 /// Apply without its thread, and what it needs.
 struct Machine {
@@ -114,6 +114,82 @@ fn text(answers: &[CommandResult]) -> Vec<String> {
     answers.iter().map(|answer| format!("{answer:?}")).collect()
 }
 
+/// Every command an entry and a write batch of its own, against entries of many and write batches of several.
+fn check_grouping(commands: &[Generated], cuts: Vec<(usize, bool)>) -> Result<(), TestCaseError> {
+    let mut one_by_one = Machine::open(MemBackend::new());
+    for (index, command) in commands.iter().enumerate() {
+        let entry = one_by_one.entry(index as u64 + 1, std::slice::from_ref(command));
+        one_by_one.applier.step([entry]).expect("applied");
+    }
+    let mut grouped = Machine::open(MemBackend::new());
+    let (mut rest, mut index, mut entries) = (commands, 0, Vec::new());
+    for (count, ends_step) in cuts {
+        let (group, behind) = rest.split_at(count.min(rest.len()));
+        (rest, index) = (behind, index + 1);
+        entries.push(grouped.entry(index, group));
+        if ends_step || rest.is_empty() {
+            grouped.applier.step(entries.drain(..)).expect("applied");
+        }
+    }
+    prop_assert!(rest.is_empty() && entries.is_empty());
+    prop_assert_eq!(text(&one_by_one.answers()), text(&grouped.answers()));
+    prop_assert_eq!(one_by_one.rows(), grouped.rows());
+    let (a, b) = (&one_by_one.views, &grouped.views);
+    prop_assert_eq!(a.keyspace.current_revision(), b.keyspace.current_revision());
+    prop_assert_eq!(a.keyspace.compact_revision(), b.keyspace.compact_revision());
+    prop_assert_eq!(users(a), users(b));
+    grouped.check_attachments();
+    Ok(())
+}
+
+/// What is published of users and roles, in order.
+fn users(views: &Views) -> String {
+    let table = views.auth.load();
+    let users: Vec<_> = table.user_names().iter().map(|name| format!("{:?}", table.user(name.as_bytes()))).collect();
+    let roles: Vec<_> = table.role_names().iter().map(|name| format!("{:?}", table.role(name.as_bytes()))).collect();
+    format!("{} {} {users:?} {roles:?}", table.is_enabled(), table.revision())
+}
+
+fn check_replay(commands: &[Generated], flushed: usize) -> Result<(), TestCaseError> {
+    let mut machine = Machine::open(MemBackend::new());
+    let flushed = flushed.min(commands.len());
+    for (index, command) in commands.iter().enumerate() {
+        if index == flushed {
+            machine.views.keyspace.flush().expect("flushed");
+        }
+        let entry = machine.entry(index as u64 + 1, std::slice::from_ref(command));
+        machine.applier.step([entry]).expect("applied");
+    }
+    let before = machine.rows();
+    let answers = machine.answers();
+
+    let mut again = Machine::open(machine.backend.crash());
+    let durable = again.applier.applied().id.map_or(0, |id| id.index) as usize;
+    if flushed < commands.len() {
+        prop_assert_eq!(durable, flushed);
+    }
+    for (index, command) in commands.iter().enumerate().skip(durable) {
+        let entry = again.entry(index as u64 + 1, std::slice::from_ref(command));
+        again.applier.step([entry]).expect("applied");
+    }
+    prop_assert_eq!(again.rows(), before);
+    prop_assert_eq!(text(&again.answers()), text(&answers[durable..]));
+    prop_assert_eq!(&**again.views.alarms.load(), &**machine.views.alarms.load());
+    prop_assert_eq!(again.views.keyspace.current_revision(), machine.views.keyspace.current_revision());
+    prop_assert_eq!(users(&again.views), users(&machine.views));
+    again.check_attachments();
+    // And from what is stored alone.
+    again.views.keyspace.flush().expect("flushed");
+    let stored = Machine::open(again.backend.crash());
+    prop_assert_eq!(users(&stored.views), users(&machine.views));
+    Ok(())
+}
+
+fn after(mut first: Vec<Generated>, rest: Vec<Generated>) -> Vec<Generated> {
+    first.extend(rest);
+    first
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
@@ -122,28 +198,15 @@ proptest! {
         commands in prop::collection::vec(command(), 1..60),
         cuts in prop::collection::vec((1..6usize, any::<bool>()), 60),
     ) {
-        let mut one_by_one = Machine::open(MemBackend::new());
-        for (index, command) in commands.iter().enumerate() {
-            let entry = one_by_one.entry(index as u64 + 1, std::slice::from_ref(command));
-            one_by_one.applier.step([entry]).expect("applied");
-        }
-        let mut grouped = Machine::open(MemBackend::new());
-        let (mut rest, mut index, mut entries) = (&commands[..], 0, Vec::new());
-        for (count, ends_step) in cuts {
-            let (group, behind) = rest.split_at(count.min(rest.len()));
-            (rest, index) = (behind, index + 1);
-            entries.push(grouped.entry(index, group));
-            if ends_step || rest.is_empty() {
-                grouped.applier.step(entries.drain(..)).expect("applied");
-            }
-        }
-        prop_assert!(rest.is_empty() && entries.is_empty());
-        prop_assert_eq!(text(&one_by_one.answers()), text(&grouped.answers()));
-        prop_assert_eq!(one_by_one.rows(), grouped.rows());
-        let (a, b) = (&one_by_one.views.keyspace, &grouped.views.keyspace);
-        prop_assert_eq!(a.current_revision(), b.current_revision());
-        prop_assert_eq!(a.compact_revision(), b.compact_revision());
-        grouped.check_attachments();
+        check_grouping(&commands, cuts)?;
+    }
+
+    #[test]
+    fn nor_do_they_with_users_and_rights(
+        commands in prop::collection::vec(command_of_somebody(), 1..60),
+        cuts in prop::collection::vec((1..6usize, any::<bool>()), 70),
+    ) {
+        check_grouping(&after(with_users(), commands), cuts)?;
     }
 
     #[test]
@@ -151,31 +214,14 @@ proptest! {
         commands in prop::collection::vec(command(), 1..60),
         flushed in 0..60usize,
     ) {
-        let mut machine = Machine::open(MemBackend::new());
-        let flushed = flushed.min(commands.len());
-        for (index, command) in commands.iter().enumerate() {
-            if index == flushed {
-                machine.views.keyspace.flush().expect("flushed");
-            }
-            let entry = machine.entry(index as u64 + 1, std::slice::from_ref(command));
-            machine.applier.step([entry]).expect("applied");
-        }
-        let before = machine.rows();
-        let answers = machine.answers();
+        check_replay(&commands, flushed)?;
+    }
 
-        let mut again = Machine::open(machine.backend.crash());
-        let durable = again.applier.applied().id.map_or(0, |id| id.index) as usize;
-        if flushed < commands.len() {
-            prop_assert_eq!(durable, flushed);
-        }
-        for (index, command) in commands.iter().enumerate().skip(durable) {
-            let entry = again.entry(index as u64 + 1, std::slice::from_ref(command));
-            again.applier.step([entry]).expect("applied");
-        }
-        prop_assert_eq!(again.rows(), before);
-        prop_assert_eq!(text(&again.answers()), text(&answers[durable..]));
-        prop_assert_eq!(&**again.views.alarms.load(), &**machine.views.alarms.load());
-        prop_assert_eq!(again.views.keyspace.current_revision(), machine.views.keyspace.current_revision());
-        again.check_attachments();
+    #[test]
+    fn a_replay_gives_users_and_rights_as_well(
+        commands in prop::collection::vec(command_of_somebody(), 1..60),
+        flushed in 0..70usize,
+    ) {
+        check_replay(&after(with_users(), commands), flushed)?;
     }
 }

@@ -4,8 +4,11 @@
 //!
 //! Commands beside those of [`language`](crate::language): `flush`, `kill`, `cut_power SEED` (the member goes on after
 //! them), `events FROM` (history), `publish NAME`, `expire ID...`, `renew ID`, `raw_api_version REQUEST`,
-//! `need_leader REQUEST`, `put_bytes KEY BYTES`, `fill PREFIX COUNT BYTES`, `digest KEY ...` (a get of many pairs).
+//! `need_leader REQUEST`, `put_bytes KEY BYTES`, `fill PREFIX COUNT BYTES`, `digest KEY ...` (a get of many pairs),
+//! `watch KEY [END]` (whether it is permitted). `login NAME PASSWORD` keeps a token for commands that begin with `as NAME`;
+//! `as_token TEXT` and `as_certificate NAME` work likewise.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -15,6 +18,7 @@ use daymark_api::etcdserverpb as pb;
 use daymark_server::command::{Kind, LeaseExpire};
 use daymark_server::error::Error;
 use daymark_server::request::{Context, Reply, Request};
+use daymark_server::services::Settings;
 use daymark_storage::mvcc::{EventKind, ReadError};
 
 use crate::language::{self, Words};
@@ -45,7 +49,9 @@ fn every_script_gets_the_answers_that_it_names() {
 
 /// The script with the answers that the member gave.
 fn play(script: &str) -> String {
-    let mut member = TestMember::new();
+    // Low, so that logging in takes no time.
+    let mut member = TestMember::with_settings(Settings { bcrypt_cost: 4, ..Settings::default() });
+    let mut tokens = Tokens::new();
     let mut out = String::new();
     let mut answers = String::new();
     let mut lines = script.lines();
@@ -58,7 +64,7 @@ fn play(script: &str) -> String {
             }
         } else if !line.is_empty() && !line.starts_with('#') {
             let answer;
-            (member, answer) = run(member, line);
+            (member, answer) = run_as(member, &mut tokens, line);
             answers.push_str(&answer);
         }
     }
@@ -67,7 +73,40 @@ fn play(script: &str) -> String {
     out
 }
 
-fn run(member: TestMember, line: &str) -> (TestMember, String) {
+/// Tokens of those who have logged in.
+type Tokens = HashMap<String, Bytes>;
+
+/// Commands may begin with who asks.
+fn run_as(member: TestMember, tokens: &mut Tokens, line: &str) -> (TestMember, String) {
+    let mut words = line.splitn(3, ' ');
+    let (who, name, rest) = (words.next().unwrap_or_default(), words.next().unwrap_or_default(), words.next());
+    let mut context = Context::default();
+    match (who, rest) {
+        ("login", Some(password)) => {
+            let request = pb::AuthenticateRequest { name: name.into(), password: password.into() };
+            let reply = member.call(Request::Authenticate(request));
+            if let Ok(Reply::Authenticate(response)) = &reply {
+                tokens.insert(name.into(), response.token.clone().into());
+            }
+            return (member, answer(reply));
+        }
+        ("as", Some(rest)) => {
+            context.token = Some(tokens.get(name).expect("somebody who has logged in").clone());
+            run(member, context, rest)
+        }
+        ("as_token", Some(rest)) => {
+            context.token = Some(language::bytes(name));
+            run(member, context, rest)
+        }
+        ("as_certificate", Some(rest)) => {
+            context.certificate_name = Some(name.into());
+            run(member, context, rest)
+        }
+        _ => run(member, context, line),
+    }
+}
+
+fn run(member: TestMember, caller: Context, line: &str) -> (TestMember, String) {
     let mut words = Words::new(line);
     let answer = match words.word().expect("the line is not empty") {
         "kill" => return (member.kill(), "started again\n".into()),
@@ -93,7 +132,7 @@ fn run(member: TestMember, line: &str) -> (TestMember, String) {
         }
         "renew" => {
             let request = pb::LeaseKeepAliveRequest { id: words.word().expect("an id").parse().expect("a number") };
-            match member.wait(async |door| door.keep_alive(&Context::default(), request).await) {
+            match member.wait(async |door| door.keep_alive(&caller, request).await) {
                 Ok(renewed) => format!(
                     "@{} lease {} ttl {}\n",
                     renewed.header.map_or(-1, |header| header.revision),
@@ -101,6 +140,15 @@ fn run(member: TestMember, line: &str) -> (TestMember, String) {
                     renewed.ttl
                 ),
                 Err(error) => failed(&error),
+            }
+        }
+        "watch" => {
+            let key = language::bytes(words.word().expect("a key"));
+            let range_end = words.word().map(language::bytes).unwrap_or_default();
+            let create = pb::WatchCreateRequest { key, range_end, ..Default::default() };
+            match member.wait(async |door| door.admit_watch(&caller, &create).await) {
+                Ok(()) => "watched\n".into(),
+                Err(reason) => format!("{reason}\n"),
             }
         }
         "raw_api_version" => {
@@ -119,7 +167,10 @@ fn run(member: TestMember, line: &str) -> (TestMember, String) {
         }
         "fill" => fill(&member, &mut words),
         "digest" => digest(member.call(language::request(&line.replacen("digest", "get", 1)).expect("a get"))),
-        _ => answer(member.call(language::request(line).unwrap_or_else(|| panic!("unknown command: {line}")))),
+        _ => {
+            let request = language::request(line).unwrap_or_else(|| panic!("unknown command: {line}"));
+            answer(member.call_as(caller, request))
+        }
     };
     (member, answer)
 }

@@ -1,5 +1,6 @@
 //! Configuration: the low form (flags and environment, or a file; texts as given) and the high form, [`Config`], values
-//! as used. Checks everything that can be checked without touching disk or network.
+//! as used. Checks everything that can be checked without touching disk or network; only keys of
+//! tokens are read here.
 
 pub mod env;
 pub mod file;
@@ -12,6 +13,8 @@ pub mod values;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::auth::password;
+use crate::auth::token::TokenSpec;
 use crate::limits;
 use flags::{Given, Source};
 use gates::FeatureGates;
@@ -59,6 +62,12 @@ pub struct Config {
     pub learners_max: usize,
     pub force_new_cluster: bool,
     pub gates: FeatureGates,
+
+    /// Kind of the tokens that logins get, and life of simple ones.
+    pub auth_token: TokenSpec,
+    pub auth_token_ttl: Duration,
+    /// What hashing a password costs, as bcrypt counts.
+    pub bcrypt_cost: u32,
 
     /// Allowed origins and Host names; empty: all.
     pub cors: Vec<String>,
@@ -178,6 +187,9 @@ impl Config {
             learners_max: usize::try_from(signed(given, "max-learners")?).unwrap_or(0),
             force_new_cluster: truth(given, "force-new-cluster"),
             gates,
+            auth_token: auth_token(given)?,
+            auth_token_ttl: Duration::from_secs(number(given, "auth-token-ttl")?),
+            bcrypt_cost: bcrypt_cost(given, &mut warnings)?,
             cors: values::parse_origins(given.text("cors"))?,
             host_whitelist: list_or_all(given.text("host-whitelist")),
             log,
@@ -212,14 +224,26 @@ fn refuse_and_warn(given: &Given) -> Result<Vec<String>, String> {
 
 /// What a flag's form alone does not say.
 fn check_choices(given: &Given) -> Result<(), String> {
-    let tokens = given.text("auth-token");
-    if tokens != "simple" {
-        return Err(format!("invalid value {tokens:?} for flag -auth-token: must be simple"));
-    }
     if !given.text("listen-client-http-urls").is_empty() {
         return Err("--listen-client-http-urls is not served: HTTP shares --listen-client-urls".into());
     }
     Ok(())
+}
+
+/// Reads the key files that it names.
+fn auth_token(given: &Given) -> Result<TokenSpec, String> {
+    let text = given.text("auth-token");
+    text.parse().map_err(|error| format!("invalid value {text:?} for flag -auth-token: {error}"))
+}
+
+/// As etcd does, an impossible cost is replaced.
+fn bcrypt_cost(given: &Given, warnings: &mut Vec<String>) -> Result<u32, String> {
+    let cost = number(given, "bcrypt-cost")?;
+    let effective = password::effective_cost(u32::try_from(cost).unwrap_or(u32::MAX));
+    if u64::from(effective) != cost {
+        warnings.push(format!("--bcrypt-cost {cost} is out of bounds: {effective} is used"));
+    }
+    Ok(effective)
 }
 
 fn truth(given: &Given, flag: &str) -> bool {
@@ -465,7 +489,8 @@ mod tests {
             ("--feature-gates Nonsense=true", "unrecognized feature gate: Nonsense"),
             ("--feature-gates AllBeta", "missing bool value"),
             ("--feature-gates LeaseCheckpointPersist=true", "requires enabling feature gate LeaseCheckpoint"),
-            ("--auth-token foo", "must be simple"),
+            ("--auth-token jwt,pub-key=x", "for flag -auth-token"),
+            ("--auth-token sandwich", "is no kind of token"),
             ("--advertise-client-urls http://:1", "unexpected empty host"),
             ("--compact-hash-check-time 0s", "--compact-hash-check-time must be >0 (set to 0s)"),
             ("--auto-compaction-mode never", "unknown auto-compaction-mode \"never\""),

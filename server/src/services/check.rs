@@ -115,6 +115,28 @@ pub fn size(message: &impl Message, bytes_max: usize) -> Result<(), Error> {
     if encoded > bytes_max { Err(Error::RequestTooLarge) } else { Ok(()) }
 }
 
+/// Size of a request that becomes a command as it is.
+pub fn request_size(request: &Request, bytes_max: usize) -> Result<(), Error> {
+    match request {
+        Request::Put(put) => size(put, bytes_max),
+        Request::DeleteRange(delete) => size(delete, bytes_max),
+        Request::Txn(txn) => size(txn, bytes_max),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a request is answered from a state that holds everything acknowledged before. What is replicated needs no
+/// such thing, and a local read does without.
+pub fn reads_what_is_current(request: &Request) -> bool {
+    match request {
+        Request::Range(range) => !range.serializable,
+        Request::Txn(txn) => is_read_only(txn) && !is_serializable(txn),
+        Request::Authenticate(_) | Request::AuthStatus(_) => true,
+        Request::UserGet(_) | Request::UserList(_) | Request::RoleGet(_) | Request::RoleList(_) => true,
+        _ => false,
+    }
+}
+
 /// Whether a transaction is answered without replication: only ranges, directly in its branches.
 pub fn is_read_only(request: &pb::TxnRequest) -> bool {
     request.success.iter().chain(&request.failure).all(|op| matches!(op.request, Some(Op::RequestRange(_))))

@@ -9,6 +9,9 @@ impl Door {
     /// Reads something that need not exist, as nobody in particular; through a read barrier unless `serializable`.
     pub async fn probe(&self, serializable: bool) -> Result<(), Error> {
         let request = pb::RangeRequest { key: "a".into(), limit: 1, serializable, ..Default::default() };
+        if !serializable {
+            self.read_barrier().await?;
+        }
         self.range(&request).await.map(|_| ())
     }
 

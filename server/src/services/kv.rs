@@ -16,10 +16,8 @@ use crate::query::{self, Plan};
 use crate::request::Reply;
 
 impl Door {
+    /// Reads what is published; the barrier, if one is wanted, comes before.
     pub(super) async fn range(&self, request: &pb::RangeRequest) -> Result<pb::RangeResponse, Error> {
-        if !request.serializable {
-            self.read_barrier().await?;
-        }
         let mut tries_left = limits::READ_TRIES_MAX;
         loop {
             tries_left -= 1;
@@ -35,16 +33,13 @@ impl Door {
         if !check::is_read_only(&request) {
             return self.propose(Kind::Txn, identity, &request).await;
         }
-        if !check::is_serializable(&request) {
-            self.read_barrier().await?;
-        }
         let mut tries_left = limits::READ_TRIES_MAX;
         loop {
             tries_left -= 1;
             match self.read_txn(&request).await {
                 // As for a Range. One that asks for a compacted revision is refused again before anything is read.
                 Err(Error::Compacted) if tries_left > 0 => {}
-                answer => return answer.map(Reply::Txn),
+                answer => return self.confirmed(identity, Reply::Txn(answer?)),
             }
         }
     }

@@ -9,7 +9,9 @@ use prost::Message;
 use smallvec::smallvec;
 use tokio::time::Instant;
 
+use super::identity::Right;
 use super::{Door, header};
+use crate::auth::authorize::Streaming;
 use crate::command::{Identity, Kind, LeaseExpire};
 use crate::error::Error;
 use crate::policy::lessor::{self, Renewal};
@@ -38,6 +40,7 @@ impl Door {
 
     pub(super) async fn lease_time_to_live(
         &self,
+        caller: Option<&Identity>,
         request: &pb::LeaseTimeToLiveRequest,
     ) -> Result<pb::LeaseTimeToLiveResponse, Error> {
         let term = self.lead().await?;
@@ -45,14 +48,17 @@ impl Door {
         if let Some(left) = self.member().lessor.remaining(request.id, term)? {
             (response.ttl, response.granted_ttl) = (left.remaining_secs, left.granted_secs);
             if request.keys {
-                response.keys = lease::attached_keys(self.keyspace(), request.id)?;
+                let keys = lease::attached_keys(self.keyspace(), request.id)?;
+                self.permit_keys(caller, Right::Read, keys.iter().map(|key| &key[..]))?;
+                response.keys = keys;
             }
         }
         response.header = header(self.keyspace().current_revision());
         Ok(response)
     }
 
-    pub(super) fn lease_leases(&self) -> Result<pb::LeaseLeasesResponse, Error> {
+    pub(super) async fn lease_leases(&self, caller: Option<&Identity>) -> Result<pb::LeaseLeasesResponse, Error> {
+        self.permit_list_of_leases(caller).await?;
         let ids = self.member().lessor.list()?;
         let leases = ids.into_iter().map(|id| pb::LeaseStatus { id }).collect();
         Ok(pb::LeaseLeasesResponse { header: header(self.keyspace().current_revision()), leases })
@@ -87,11 +93,13 @@ impl Door {
     /// an error ends the stream.
     pub async fn keep_alive(
         &self,
-        _context: &Context,
+        context: &Context,
         request: pb::LeaseKeepAliveRequest,
     ) -> Result<pb::LeaseKeepAliveResponse, Error> {
         let header = Some(self.header(self.keyspace().current_revision()));
         let term = self.lead().await?;
+        let caller = self.admit_stream(context, Streaming::LeaseKeepAlive).await?;
+        self.permit_renewal(caller.as_ref(), request.id)?;
         let lessor = &self.member().lessor;
         let ttl = match lessor.renew(request.id, term)? {
             Renewal::Renewed { ttl_secs } => ttl_secs,

@@ -2,13 +2,16 @@
 //! the service that answers it, and the thread's loop behind the sockets: command batches, answers, waiting readers and
 //! the watchers' turn. Knows no transport.
 //!
-//! Reading order: this file, [`batcher`], [`check`], [`pool`], [`scan`], then one file a service.
+//! Reading order: this file, [`batcher`], [`check`], [`identity`], [`pool`], [`scan`], then one file a service.
 
 pub mod batcher;
 pub mod check;
 pub mod pool;
 pub mod scan;
 
+pub mod identity;
+
+pub mod auth;
 pub mod cluster;
 pub mod election;
 pub mod health;
@@ -38,6 +41,7 @@ use tokio::time::Instant;
 
 use daymark_api::etcdserverpb as pb;
 
+use crate::auth::password::PasswordPool;
 use crate::command::{Identity, Kind, MemberAttributes};
 use crate::error::Error;
 use crate::limits;
@@ -64,6 +68,8 @@ pub struct Settings {
     pub election: Duration,
     /// Size of the data at which writes that add to it are refused; less than 0: never.
     pub quota_bytes: i64,
+    /// What hashing a password costs, as bcrypt counts.
+    pub bcrypt_cost: u32,
 }
 
 impl Default for Settings {
@@ -75,6 +81,7 @@ impl Default for Settings {
             max_txn_ops: 128,
             election,
             quota_bytes: 2 << 30,
+            bcrypt_cost: 10,
         }
     }
 }
@@ -96,6 +103,8 @@ pub struct Member {
     pub views: Arc<Views>,
     pub raft: Handle,
     pub lessor: Arc<Lessor>,
+    /// Where passwords are hashed and looked at.
+    pub passwords: PasswordPool,
     pub settings: Settings,
     /// What gives space back.
     pub reclaim: LongWork,
@@ -118,12 +127,6 @@ pub struct Door {
     waiting: queue::Waiting,
     /// Itself, for work that outlives the call that it belongs to.
     this: Weak<Self>,
-}
-
-/// Decides whether the caller may do what it asks, and as whom it is replicated. The one place for that; nobody has an
-/// identity until users can be added.
-fn authorize(_context: &Context, _request: &Request) -> Result<Option<Identity>, Error> {
-    Ok(None)
 }
 
 impl Door {
@@ -232,17 +235,23 @@ impl Door {
         let cost = quota::cost(&request);
         self.check_quota(cost).await?;
         self.check_request(&request)?;
-        let identity = authorize(&context, &request)?;
+        // Rights are part of what is read.
+        if check::reads_what_is_current(&request) {
+            self.read_barrier().await?;
+        }
+        let identity = self.admit(&context, &request).await?;
         let mut reply = match request {
             Request::Put(put) => self.propose(Kind::Put, identity, &put).await?,
-            Request::Range(range) => Reply::Range(self.range(&range).await?),
+            Request::Range(range) => self.confirmed(identity, Reply::Range(self.range(&range).await?))?,
             Request::Txn(txn) => self.txn(identity, txn).await?,
             Request::DeleteRange(delete) => self.propose(Kind::DeleteRange, identity, &delete).await?,
             Request::Compact(compact) => self.compact(identity, compact).await?,
             Request::LeaseGrant(grant) => self.lease_grant(identity, grant).await?,
             Request::LeaseRevoke(revoke) => self.propose(Kind::LeaseRevoke, identity, &revoke).await?,
-            Request::LeaseTimeToLive(request) => Reply::LeaseTimeToLive(self.lease_time_to_live(&request).await?),
-            Request::LeaseLeases(_) => Reply::LeaseLeases(self.lease_leases()?),
+            Request::LeaseTimeToLive(request) => {
+                Reply::LeaseTimeToLive(self.lease_time_to_live(identity.as_ref(), &request).await?)
+            }
+            Request::LeaseLeases(_) => Reply::LeaseLeases(self.lease_leases(identity.as_ref()).await?),
             Request::MemberAdd(request) => return Err(self.member_add(&request)),
             Request::MemberRemove(request) => return Err(self.member_remove(&request)),
             Request::MemberUpdate(request) => self.member_update(identity, request).await?,
@@ -263,6 +272,23 @@ impl Door {
                 let answer = Box::pin(self.answer_in_steps(&context, request)).await;
                 return answer.map_err(Error::inside);
             }
+            request @ (Request::AuthEnable(_)
+            | Request::AuthDisable(_)
+            | Request::AuthStatus(_)
+            | Request::Authenticate(_)
+            | Request::UserAdd(_)
+            | Request::UserGet(_)
+            | Request::UserList(_)
+            | Request::UserDelete(_)
+            | Request::UserChangePassword(_)
+            | Request::UserGrantRole(_)
+            | Request::UserRevokeRole(_)
+            | Request::RoleAdd(_)
+            | Request::RoleGet(_)
+            | Request::RoleList(_)
+            | Request::RoleDelete(_)
+            | Request::RoleGrantPermission(_)
+            | Request::RoleRevokePermission(_)) => self.auth(identity, request).await?,
         };
         self.check_quota_passed(cost).await?;
         self.fill_header(&mut reply);
@@ -422,6 +448,23 @@ impl Door {
             Reply::Alarm(reply) => &mut reply.header,
             Reply::Status(reply) => &mut reply.header,
             Reply::Defragment(reply) => &mut reply.header,
+            Reply::AuthEnable(reply) => &mut reply.header,
+            Reply::AuthDisable(reply) => &mut reply.header,
+            Reply::AuthStatus(reply) => &mut reply.header,
+            Reply::Authenticate(reply) => &mut reply.header,
+            Reply::UserAdd(reply) => &mut reply.header,
+            Reply::UserGet(reply) => &mut reply.header,
+            Reply::UserList(reply) => &mut reply.header,
+            Reply::UserDelete(reply) => &mut reply.header,
+            Reply::UserChangePassword(reply) => &mut reply.header,
+            Reply::UserGrantRole(reply) => &mut reply.header,
+            Reply::UserRevokeRole(reply) => &mut reply.header,
+            Reply::RoleAdd(reply) => &mut reply.header,
+            Reply::RoleGet(reply) => &mut reply.header,
+            Reply::RoleList(reply) => &mut reply.header,
+            Reply::RoleDelete(reply) => &mut reply.header,
+            Reply::RoleGrantPermission(reply) => &mut reply.header,
+            Reply::RoleRevokePermission(reply) => &mut reply.header,
             Reply::MoveLeader(reply) => &mut reply.header,
             Reply::Downgrade(reply) => &mut reply.header,
             // Those of the requests inside, as they were.

@@ -15,7 +15,7 @@ use daymark_api::etcdserverpb::response_op::Response;
 use daymark_api::etcdserverpb::watch_create_request::FilterType;
 use hashbrown::HashMap;
 
-use super::{Door, authorize, inner_watch::InnerWatch};
+use super::{Door, inner_watch::InnerWatch};
 use crate::error::Error;
 use crate::request::{Context, Reply, Request};
 
@@ -171,7 +171,7 @@ impl Door {
 
     /// Puts a candidate into its queue, unless it is there. Refused before that to those who may not read the queue.
     pub(super) async fn enter(&self, context: &Context, candidate: &Candidate, value: Bytes) -> Result<Entered, Error> {
-        authorize(context, &Request::Range(everybody(&candidate.prefix)))?;
+        self.admit(context, &Request::Range(everybody(&candidate.prefix))).await?;
         let (key, lease) = (candidate.key.clone(), candidate.lease);
         let own = pb::RangeRequest { key: key.clone(), ..Default::default() };
         let txn = pb::TxnRequest {

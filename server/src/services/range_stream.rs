@@ -7,11 +7,12 @@ use daymark_storage::mvcc::{KeyRange, RangeEnd, RangeOptions, ReadTxn};
 use prost::Message;
 use smallvec::smallvec;
 
-use super::{Door, authorize, check, scan};
+use super::{Door, check, scan};
+use crate::auth::authorize::Streaming;
 use crate::error::Error;
 use crate::limits;
 use crate::query::{self, Plan};
-use crate::request::{Context, Request, Sink};
+use crate::request::{Context, Sink};
 
 /// Where a stream stands.
 struct Progress {
@@ -35,12 +36,13 @@ impl Door {
     ) -> Result<(), Error> {
         self.check_context(context)?;
         check::range_stream(&request)?;
-        authorize(context, &Request::Range(request.clone()))?;
         if !request.serializable {
             self.read_barrier().await?;
         }
+        let caller = self.admit_stream(context, Streaming::RangeStream(&request)).await?;
         let (mut progress, mut piece) = self.begin_stream(&request).await?;
         loop {
+            self.confirm(caller.as_ref())?;
             let is_last = piece.header.is_some();
             let response = pb::RangeStreamResponse { range_response: Some(piece) };
             sink.push(smallvec![Bytes::from(response.encode_to_vec())]);

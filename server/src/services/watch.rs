@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use daymark_api::etcdserverpb as pb;
 use daymark_api::etcdserverpb::watch_request::RequestUnion;
+use futures_util::future::{LocalBoxFuture, ready};
 use futures_util::{Stream, StreamExt};
 use rand::RngExt;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
@@ -19,17 +20,18 @@ use crate::watch::{Engine, StreamId};
 /// Why a caller may not watch a range: the text of `cancel_reason`, see `etcd-contract/errors.md` 3.7.
 pub type Refusal = Cow<'static, str>;
 
-/// Decides whether the caller may read what a create request names.
-pub type Permission = dyn Fn(&Context, &pb::WatchCreateRequest) -> Result<(), Refusal>;
+/// Decides whether the caller may read what a create request names. It may have to wait for the caller's token.
+pub type Permission =
+    dyn for<'a> Fn(&'a Context, &'a pb::WatchCreateRequest) -> LocalBoxFuture<'a, Result<(), Refusal>>;
 
-/// Serves one call, to be spawned on the engine's thread. Everybody may watch everything.
+/// Serves one call for whom everything is permitted.
 pub async fn serve(
     engine: Rc<RefCell<Engine>>,
     context: Context,
     requests: impl Stream<Item = Result<pb::WatchRequest, Error>>,
     sink: Sink,
 ) {
-    serve_permitted(engine, context, requests, sink, Rc::new(|_, _| Ok(()))).await;
+    serve_permitted(engine, context, requests, sink, Rc::new(|_, _| Box::pin(ready(Ok(()))))).await;
 }
 
 /// Serves one call. Ends when the transport has gone, when a request cannot be read, or when the engine ends the
@@ -50,7 +52,7 @@ pub async fn serve_permitted(
         let reads = !half_closed && call.sink.credit() > 0;
         tokio::select! {
             request = requests.next(), if reads => match request {
-                Some(Ok(request)) => call.handle(&context, request, &*permission),
+                Some(Ok(request)) => call.handle(&context, request, &*permission).await,
                 Some(Err(error)) => call.sink.finish(Err(error)),
                 None => half_closed = true,
             },
@@ -76,14 +78,15 @@ impl Call {
         Self { engine, stream, sink }
     }
 
-    fn handle(&self, context: &Context, request: pb::WatchRequest, permission: &Permission) {
-        let mut engine = self.engine.borrow_mut();
+    async fn handle(&self, context: &Context, request: pb::WatchRequest, permission: &Permission) {
+        // A start before all revisions is refused by the engine, whoever asks.
         if let Some(RequestUnion::CreateRequest(create)) = &request.request_union
-            && let Err(refusal) = permission(context, create)
+            && create.start_revision >= 0
+            && let Err(refusal) = permission(context, create).await
         {
-            return engine.refuse(self.stream, refusal);
+            return self.engine.borrow_mut().refuse(self.stream, refusal);
         }
-        engine.handle_request(self.stream, request);
+        self.engine.borrow_mut().handle_request(self.stream, request);
     }
 }
 
@@ -211,7 +214,7 @@ mod tests {
         block_on(async {
             let (engine, sink, (sender, stream)) = (engine(), Sink::new(1000), requests());
             let reason = "rpc error: code = PermissionDenied desc = etcdserver: permission denied";
-            let forbid = Rc::new(move |_: &Context, _: &pb::WatchCreateRequest| Err(Refusal::from(reason)));
+            let forbid: Rc<Permission> = Rc::new(move |_, _| Box::pin(ready(Err(Refusal::from(reason)))));
             let context = Context::default();
             let mut call = pin!(serve_permitted(engine.clone(), context, stream, sink.clone(), forbid));
             sender.send(Ok(create())).expect("the call listens");

@@ -103,6 +103,15 @@ impl LeaseTable {
         Ok(keys)
     }
 
+    /// Calls `visit` for the keys attached to a lease, in order, until it breaks. None if there is no such lease.
+    pub fn visit_keys(&self, writer: &Writer, id: i64, visit: &mut dyn FnMut(&[u8]) -> ControlFlow<()>) -> Result<()> {
+        if !self.contains(id) {
+            return Ok(());
+        }
+        let [start, end] = attachments(id);
+        writer.table_scan(Family::Lease, &start, &end, &mut |row, _| visit(&row[9..]))
+    }
+
     /// Attaches and detaches, in order.
     pub fn move_keys(&mut self, writer: &mut Writer, moves: &mut Vec<LeaseMove>) {
         let mut row = Vec::new();
@@ -144,6 +153,11 @@ pub fn attached_keys(keyspace: &Keyspace, id: i64) -> Result<Vec<Bytes>> {
         ControlFlow::Continue(())
     })?;
     Ok(keys)
+}
+
+/// Calls `visit` for every key that is attached to any lease as committed, until it breaks.
+pub fn visit_attached_keys(keyspace: &Keyspace, visit: &mut dyn FnMut(&[u8]) -> ControlFlow<()>) -> Result<()> {
+    keyspace.table_scan(Family::Lease, &[ATTACHMENT], &[ATTACHMENT + 1], &mut |row, _| visit(&row[9..]))
 }
 
 fn decode_record(key: &[u8], value: &[u8]) -> Option<LeaseFact> {

@@ -2,14 +2,16 @@
 //! the same state and the same answers on every member, however they are grouped into write batches. Knows no clock,
 //! no randomness, no configuration, no raft and no watchers.
 //!
-//! Reading order: this file (one command), [`txn`], the tables [`lease`], [`alarms`], [`members`].
+//! Reading order: this file (one command), [`txn`], the tables [`lease`], [`alarms`], [`members`], [`auth`].
 
 pub mod alarms;
+pub mod auth;
 pub mod lease;
 pub mod members;
 pub mod txn;
 
 use std::mem;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -18,6 +20,8 @@ use daymark_storage::{Result, StorageError};
 
 use daymark_api::etcdserverpb as pb;
 
+use crate::auth::authorize;
+use crate::auth::table::AuthTable;
 use crate::command::{Command, Identity, LeaseExpire, MemberPeerUrls};
 use crate::error::Error;
 use crate::mailbox::CommandResult;
@@ -25,6 +29,7 @@ use crate::query;
 use crate::request::Reply;
 
 use alarms::Alarms;
+use auth::{Auth, TokenChange};
 use lease::{LeaseChange, LeaseFact, LeaseMove, LeaseTable};
 use members::Members;
 
@@ -46,6 +51,10 @@ pub struct Effects {
     pub alarms: Option<Arc<Vec<pb::AlarmMember>>>,
     /// The member list, if it has changed.
     pub members: Option<Arc<Vec<pb::Member>>>,
+    /// Users and roles, if they have changed.
+    pub auth: Option<Arc<AuthTable>>,
+    /// Changes of simple tokens, in order.
+    pub tokens: Vec<TokenChange>,
 }
 
 /// Tables beside the keyspace, and the rules of every command.
@@ -56,6 +65,9 @@ pub struct State {
     leases: LeaseTable,
     alarms: Alarms,
     members: Members,
+    auth: Auth,
+    /// Index of the log entry whose commands are applied.
+    index: u64,
     effects: Effects,
     wants_events: bool,
     /// Attachments that the command in progress changes; written once it is certain.
@@ -65,9 +77,16 @@ pub struct State {
 impl State {
     /// Reads the tables that `keyspace` holds.
     pub fn open(keyspace: &Keyspace) -> Result<Self> {
-        let (leases, alarms, members) =
-            (LeaseTable::open(keyspace)?, Alarms::open(keyspace)?, Members::open(keyspace)?);
-        Ok(Self { leases, alarms, members, effects: Effects::default(), wants_events: true, moves: Vec::new() })
+        Ok(Self {
+            leases: LeaseTable::open(keyspace)?,
+            alarms: Alarms::open(keyspace)?,
+            members: Members::open(keyspace)?,
+            auth: Auth::open(keyspace)?,
+            index: 0,
+            effects: Effects::default(),
+            wants_events: true,
+            moves: Vec::new(),
+        })
     }
 
     /// Whether events are gathered for watchers.
@@ -75,9 +94,20 @@ impl State {
         self.wants_events = want;
     }
 
+    /// The log entry whose commands come next.
+    pub fn begin_entry(&mut self, index: u64) {
+        self.index = index;
+    }
+
     /// What was done since the last call.
     pub fn take_effects(&mut self) -> Effects {
+        self.effects.auth = self.auth.take_changed();
         mem::take(&mut self.effects)
+    }
+
+    /// Users and roles, likewise published at start.
+    pub fn auth(&self) -> &AuthTable {
+        self.auth.table()
     }
 
     /// Alarms, which are published at start.
@@ -102,9 +132,12 @@ impl State {
     pub fn apply(
         &mut self,
         writer: &mut Writer,
-        _identity: Option<&Identity>,
+        identity: Option<&Identity>,
         command: Command,
     ) -> Result<CommandResult> {
+        if let Err(refusal) = self.permit(writer, identity, &command) {
+            return answer(Err(refusal));
+        }
         let result = match command {
             Command::Put(put) => self.put(writer, put),
             Command::DeleteRange(delete) => self.delete_range(writer, delete),
@@ -120,12 +153,57 @@ impl State {
                 Ok(Reply::MemberList(pb::MemberListResponse { header: header(0), members }))
             }
             Command::MemberUpdate(update) => self.member_update(writer, update),
+            Command::Auth(command) => {
+                let tokens = &mut self.effects.tokens;
+                self.auth.apply(writer, command, self.index, tokens).map_err(Failure::Client)
+            }
         };
-        match result {
-            Ok(reply) => Ok(Ok(reply)),
-            Err(Failure::Client(error)) => Ok(Err(error)),
-            Err(Failure::Machine(error)) => Err(error),
+        answer(result)
+    }
+
+    /// Whether the caller may do it by now: rights may have changed since the front door looked, and some hang on what
+    /// is attached to a lease.
+    fn permit(&self, writer: &Writer, who: Option<&Identity>, command: &Command) -> std::result::Result<(), Failure> {
+        let table = self.auth.table();
+        if !table.is_enabled() {
+            return Ok(());
         }
+        let by_request = authorize::command(table, who, command).map_err(Failure::Client);
+        let permitted = by_request.and_then(|()| self.permit_leases(writer, who, command));
+        if let Err(Failure::Client(_)) = permitted {
+            // Alarms are told of first.
+            match command {
+                Command::Put(_) => self.refuse_for_alarms(true)?,
+                Command::Txn(txn) => self.refuse_for_alarms(query::contains_put(txn))?,
+                Command::DeleteRange(_) | Command::LeaseRevoke(_) => self.refuse_for_alarms(false)?,
+                _ => {}
+            }
+        }
+        permitted
+    }
+
+    /// Who attaches a key to a lease decides when it goes, and who revokes a lease deletes its keys: both need to be
+    /// allowed to write every key that is attached already.
+    fn permit_leases(
+        &self,
+        writer: &Writer,
+        who: Option<&Identity>,
+        command: &Command,
+    ) -> std::result::Result<(), Failure> {
+        let table = self.auth.table();
+        let leases = authorize::leases_of(command);
+        if leases.is_empty() || authorize::is_root(table, who) {
+            return Ok(());
+        }
+        for id in leases {
+            let mut permitted = Ok(());
+            self.leases.visit_keys(writer, id, &mut |key| {
+                permitted = authorize::write_key(table, who, key);
+                if permitted.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            })?;
+            permitted.map_err(Failure::Client)?;
+        }
+        Ok(())
     }
 
     fn put(&mut self, writer: &mut Writer, put: pb::PutRequest) -> std::result::Result<Reply, Failure> {
@@ -277,6 +355,15 @@ impl State {
 
     fn txn_options(&self) -> TxnOptions {
         TxnOptions { without_events: !self.wants_events }
+    }
+}
+
+/// What a command answers: a client's error is an answer, one of this machine is not.
+fn answer(result: std::result::Result<Reply, Failure>) -> Result<CommandResult> {
+    match result {
+        Ok(reply) => Ok(Ok(reply)),
+        Err(Failure::Client(error)) => Ok(Err(error)),
+        Err(Failure::Machine(error)) => Err(error),
     }
 }
 
