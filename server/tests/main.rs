@@ -1,5 +1,6 @@
 //! The tests of this crate that need more than one part of it, in one binary.
 
+mod auth;
 mod commands;
 mod coordination;
 mod door;

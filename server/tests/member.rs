@@ -2,6 +2,7 @@
 //! backend, which forgets at a crash what was not flushed.
 
 use std::cell::RefCell;
+use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -19,7 +20,7 @@ use daymark_server::request::{Context, Reply, Request};
 use daymark_server::services::{Door, Member, Settings};
 use daymark_server::views::Views;
 use daymark_server::watch::{Engine, Options as WatchOptions};
-use daymark_storage::backend::MemBackend;
+use daymark_storage::backend::{Family, MemBackend, Span, for_each};
 use daymark_storage::mvcc::Keyspace;
 use daymark_storage::sim_disk::SimDisk;
 use daymark_storage::wal::{self, Identity, Wal, WalOptions};
@@ -141,6 +142,19 @@ impl TestMember {
         let work = async { tokio::time::timeout(PATIENCE, work(self.door.clone())).await };
         let done = self.runtime.block_on(self.net.run_until(work));
         done.unwrap_or_else(|_| panic!("no answer; the member said {:?}", self.fatal.try_recv()))
+    }
+
+    /// The bytes of every file of the log and of every row of the backend.
+    pub fn everything_written(&self) -> Vec<u8> {
+        let mut bytes = self.disk.contents().into_values().flatten().collect::<Vec<u8>>();
+        for family in Family::ALL {
+            let visit = &mut |key: &[u8], value: &[u8]| {
+                bytes.extend([key, value].concat());
+                ControlFlow::Continue(())
+            };
+            for_each(&*self.backend, family, Span { start: b"", end: None }, visit).expect("maps can be read");
+        }
+        bytes
     }
 
     /// Everything written is durable in the backend.

@@ -125,25 +125,37 @@ fn leases_in(txn: &pb::TxnRequest, leases: &mut SmallVec<[i64; 2]>) {
 /// Whether the caller is looked at before the request is served. Who logs in has no identity yet, and in the services
 /// that are clients of the others it is one of their steps that fails.
 pub fn needs_identity(request: &Request) -> bool {
-    match request {
-        Request::Authenticate(_) => false,
-        Request::Lock(_) | Request::Unlock(_) => false,
-        Request::Campaign(_) | Request::Proclaim(_) | Request::Leader(_) | Request::Resign(_) => false,
-        _ => true,
-    }
+    !matches!(
+        request,
+        Request::Authenticate(_)
+            | Request::Lock(_)
+            | Request::Unlock(_)
+            | Request::Campaign(_)
+            | Request::Proclaim(_)
+            | Request::Leader(_)
+            | Request::Resign(_)
+    )
 }
 
 /// Whether apply has the last word on a request: it may be refused for another reason first.
 pub fn is_decided_by_apply(request: &Request) -> bool {
-    match request {
-        Request::Put(_) | Request::DeleteRange(_) | Request::Txn(_) => true,
-        Request::AuthEnable(_) | Request::AuthDisable(_) => true,
-        Request::UserAdd(_) | Request::UserDelete(_) | Request::UserChangePassword(_) => true,
-        Request::UserGrantRole(_) | Request::UserRevokeRole(_) => true,
-        Request::RoleAdd(_) | Request::RoleDelete(_) => true,
-        Request::RoleGrantPermission(_) | Request::RoleRevokePermission(_) => true,
-        _ => false,
-    }
+    matches!(
+        request,
+        Request::Put(_)
+            | Request::DeleteRange(_)
+            | Request::Txn(_)
+            | Request::AuthEnable(_)
+            | Request::AuthDisable(_)
+            | Request::UserAdd(_)
+            | Request::UserDelete(_)
+            | Request::UserChangePassword(_)
+            | Request::UserGrantRole(_)
+            | Request::UserRevokeRole(_)
+            | Request::RoleAdd(_)
+            | Request::RoleDelete(_)
+            | Request::RoleGrantPermission(_)
+            | Request::RoleRevokePermission(_)
+    )
 }
 
 /// Whether a caller need not be looked at key by key. As in etcd, the revision of its identity does not matter then.
