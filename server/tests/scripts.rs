@@ -88,7 +88,7 @@ fn run_as(member: TestMember, tokens: &mut Tokens, line: &str) -> (TestMember, S
             if let Ok(Reply::Authenticate(response)) = &reply {
                 tokens.insert(name.into(), response.token.clone().into());
             }
-            return (member, answer(reply));
+            (member, answer(reply))
         }
         ("as", Some(rest)) => {
             context.token = Some(tokens.get(name).expect("somebody who has logged in").clone());
