@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use super::table::{AuthTable, User};
 use crate::command::{AuthCommand, Command, Identity};
 use crate::error::Error;
-use crate::request::Request;
+use crate::request::{Request, StreamRequest};
 
 /// A stream as it is opened, or a message on one.
 #[derive(Copy, Clone, Debug)]
@@ -20,8 +20,15 @@ pub enum Streaming<'a> {
     Watch(&'a pb::WatchCreateRequest),
     /// The keys of the lease come on top.
     LeaseKeepAlive,
-    RangeStream(&'a pb::RangeRequest),
-    Snapshot,
+    /// A call with one request and a stream of answers.
+    Call(&'a StreamRequest),
+}
+
+impl Streaming<'_> {
+    /// As [`needs_identity`].
+    pub fn needs_identity(self) -> bool {
+        !matches!(self, Self::Call(StreamRequest::Observe(_)))
+    }
 }
 
 /// Whether somebody may ask for `request`. What is replicated is decided once more by [`command`], on the state that it
@@ -70,8 +77,9 @@ pub fn stream(table: &AuthTable, who: Option<&Identity>, stream: Streaming<'_>) 
         Streaming::Watch(create) if create.key.is_empty() => rules.read(&[0], &create.range_end),
         Streaming::Watch(create) => rules.read(&create.key, &create.range_end),
         Streaming::LeaseKeepAlive => rules.somebody(),
-        Streaming::RangeStream(range) => rules.read(&range.key, &range.range_end),
-        Streaming::Snapshot => rules.root(),
+        Streaming::Call(StreamRequest::RangeStream(range)) => rules.read(&range.key, &range.range_end),
+        // Each of the requests that it is made of has its rule.
+        Streaming::Call(StreamRequest::Observe(_)) => Ok(()),
     }
 }
 
@@ -134,27 +142,6 @@ pub fn needs_identity(request: &Request) -> bool {
             | Request::Proclaim(_)
             | Request::Leader(_)
             | Request::Resign(_)
-    )
-}
-
-/// Whether apply has the last word on a request: it may be refused for another reason first.
-pub fn is_decided_by_apply(request: &Request) -> bool {
-    matches!(
-        request,
-        Request::Put(_)
-            | Request::DeleteRange(_)
-            | Request::Txn(_)
-            | Request::AuthEnable(_)
-            | Request::AuthDisable(_)
-            | Request::UserAdd(_)
-            | Request::UserDelete(_)
-            | Request::UserChangePassword(_)
-            | Request::UserGrantRole(_)
-            | Request::UserRevokeRole(_)
-            | Request::RoleAdd(_)
-            | Request::RoleDelete(_)
-            | Request::RoleGrantPermission(_)
-            | Request::RoleRevokePermission(_)
     )
 }
 
@@ -381,7 +368,7 @@ mod tests {
         for asked in for_root().into_iter().chain(for_somebody()).chain([Request::Range(range("z", ""))]) {
             assert_eq!(request(&table, None, &asked), Ok(()), "{asked:?}");
         }
-        assert_eq!(stream(&table, None, Streaming::Snapshot), Ok(()));
+        assert_eq!(stream(&table, None, Streaming::LeaseKeepAlive), Ok(()));
         assert_eq!(command(&table, None, &Command::Put(put("z", true))), Ok(()));
         assert!(is_root(&table, None));
     }
@@ -460,12 +447,12 @@ mod tests {
         };
         let no = Err(Error::PermissionDenied);
         assert_eq!((watch("a", "c"), watch("a", "\0"), watch("", "c")), (Ok(()), no.clone(), no.clone()));
-        assert_eq!(stream(&table, bob.as_ref(), Streaming::RangeStream(&range("a", "c"))), Ok(()));
-        assert_eq!(stream(&table, bob.as_ref(), Streaming::RangeStream(&range("a", "d"))), no);
-        assert_eq!(stream(&table, bob.as_ref(), Streaming::Snapshot), no);
+        let call = |request| stream(&table, bob.as_ref(), Streaming::Call(&request));
+        assert_eq!(call(StreamRequest::RangeStream(range("a", "c"))), Ok(()));
+        assert_eq!(call(StreamRequest::RangeStream(range("a", "d"))), no);
+        assert_eq!(call(StreamRequest::Observe(Default::default())), Ok(()), "its steps are asked for");
         assert_eq!(stream(&table, bob.as_ref(), Streaming::LeaseKeepAlive), Ok(()));
         assert_eq!(stream(&table, None, Streaming::LeaseKeepAlive), Err(Error::UserNameEmpty));
-        assert_eq!(stream(&table, who(&table, "root").as_ref(), Streaming::Snapshot), Ok(()));
     }
 
     #[test]

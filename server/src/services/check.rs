@@ -15,7 +15,7 @@ use crate::config::values;
 use crate::error::Error;
 use crate::limits;
 use crate::query::{contains_put, contains_write};
-use crate::request::Request;
+use crate::request::{Request, StreamRequest};
 use crate::views::Room;
 
 /// Whether the request is refused for want of room on disk.
@@ -57,9 +57,17 @@ pub fn range(request: &pb::RangeRequest) -> Result<(), Error> {
     Ok(())
 }
 
+/// What a call that is answered with a stream needs, as far as it can be seen without state.
+pub fn stream(request: &StreamRequest) -> Result<(), Error> {
+    match request {
+        StreamRequest::RangeStream(request) => range_stream(request),
+        StreamRequest::Observe(_) => Ok(()),
+    }
+}
+
 /// As for a Range, then what only a whole answer can have: an order of its own, and bounds on revisions. (With no order
 /// a target other than the key counts as the default, as in etcd.)
-pub fn range_stream(request: &pb::RangeRequest) -> Result<(), Error> {
+fn range_stream(request: &pb::RangeRequest) -> Result<(), Error> {
     range(request)?;
     let by_key = request.sort_target == SortTarget::Key as i32;
     let ascends = by_key && request.sort_order == SortOrder::Ascend as i32;
@@ -134,6 +142,38 @@ pub fn reads_what_is_current(request: &Request) -> bool {
         Request::Authenticate(_) | Request::AuthStatus(_) => true,
         Request::UserGet(_) | Request::UserList(_) | Request::RoleGet(_) | Request::RoleList(_) => true,
         _ => false,
+    }
+}
+
+/// As [`reads_what_is_current`] for calls that are answered with a stream.
+pub fn streams_what_is_current(request: &StreamRequest) -> bool {
+    match request {
+        StreamRequest::RangeStream(range) => !range.serializable,
+        StreamRequest::Observe(_) => false,
+    }
+}
+
+/// Whether apply has the last word on a request: it is replicated as it is, so that apply looks at the caller's rights
+/// whatever is done before, and may refuse it for another reason first. What is answered from a read is none of these.
+pub fn is_decided_by_apply(request: &Request) -> bool {
+    match request {
+        Request::Txn(txn) => !is_read_only(txn),
+        request => matches!(
+            request,
+            Request::Put(_)
+                | Request::DeleteRange(_)
+                | Request::AuthEnable(_)
+                | Request::AuthDisable(_)
+                | Request::UserAdd(_)
+                | Request::UserDelete(_)
+                | Request::UserChangePassword(_)
+                | Request::UserGrantRole(_)
+                | Request::UserRevokeRole(_)
+                | Request::RoleAdd(_)
+                | Request::RoleDelete(_)
+                | Request::RoleGrantPermission(_)
+                | Request::RoleRevokePermission(_)
+        ),
     }
 }
 

@@ -1,5 +1,5 @@
 //! Who calls, and whether they may: the way from a token or a certificate to [`authorize`], which has the rules. With
-//! authentication disabled it costs a load of the published table.
+//! authentication disabled it costs one load of the published table.
 
 use std::ops::ControlFlow;
 
@@ -32,34 +32,43 @@ enum Known {
 }
 
 impl Door {
-    /// Whether the caller may ask for `request`, and as whom it is replicated. What apply decides is refused here if it
-    /// is sure to be refused there, so that it costs no log entry.
+    /// Whether the caller may ask for `request`, and as whom it is replicated; nobody while authentication is disabled.
+    /// What apply decides is refused here if it is sure to be refused there, so that it costs no log entry.
     pub(super) async fn admit(&self, context: &Context, request: &Request) -> Result<Option<Identity>, Error> {
-        if !authorize::needs_identity(request) {
+        if !self.asks_who() || !authorize::needs_identity(request) {
             return Ok(None);
         }
-        let caller = self.identify(context).await?;
-        match authorize::request(&self.views().auth.load(), caller.as_ref(), request) {
-            Ok(()) => return Ok(caller),
-            Err(refusal) if !authorize::is_decided_by_apply(request) => return Err(refusal),
-            Err(_) => {}
+        if let Known::Caller(caller) = self.identify_now(context)? {
+            match authorize::request(&self.views().auth.load(), caller.as_ref(), request) {
+                Ok(()) => return Ok(caller),
+                Err(refusal) if !check::is_decided_by_apply(request) => return Err(refusal),
+                Err(_) => {}
+            }
         }
+        // Boxed: what is rare must not make every call larger.
+        Box::pin(self.admit_late(context, request)).await
+    }
+
+    async fn admit_late(&self, context: &Context, request: &Request) -> Result<Option<Identity>, Error> {
         // Rights that were granted through another member may not be known here yet.
         self.read_barrier().await?;
         let caller = self.identify(context).await?;
         let refused = authorize::request(&self.views().auth.load(), caller.as_ref(), request);
-        if refused.is_err() {
+        if refused.is_err() && check::is_decided_by_apply(request) {
             check::request_size(request, self.member().settings.max_request_bytes)?;
             // Alarms are told of first, by apply.
-            if self.views().alarms.load().is_empty() {
-                refused?;
+            if !self.views().alarms.load().is_empty() {
+                return Ok(caller);
             }
         }
-        Ok(caller)
+        refused.map(|()| caller)
     }
 
     /// Whether the caller may open a stream, or send a message on it.
     pub async fn admit_stream(&self, context: &Context, stream: Streaming<'_>) -> Result<Option<Identity>, Error> {
+        if !self.asks_who() || !stream.needs_identity() {
+            return Ok(None);
+        }
         let caller = self.identify(context).await?;
         authorize::stream(&self.views().auth.load(), caller.as_ref(), stream)?;
         Ok(caller)
@@ -90,6 +99,11 @@ impl Door {
         self.confirm(caller.as_ref()).map(|()| reply)
     }
 
+    /// Whether authentication is enabled. Most members never go further.
+    fn asks_who(&self) -> bool {
+        self.views().auth.load().is_enabled()
+    }
+
     /// Whether the caller has a right on every one of `keys`, which are attached to a lease.
     pub(super) fn permit_keys<'a>(
         &self,
@@ -97,6 +111,9 @@ impl Door {
         right: Right,
         keys: impl IntoIterator<Item = &'a [u8]>,
     ) -> Result<(), Error> {
+        if caller.is_none() {
+            return Ok(());
+        }
         let table = self.views().auth.load();
         if authorize::is_root(&table, caller) {
             return Ok(());
@@ -107,7 +124,7 @@ impl Door {
 
     /// Whether the caller may write every key that is attached to a lease, and so decide how long they live.
     pub(super) fn permit_renewal(&self, caller: Option<&Identity>, id: i64) -> Result<(), Error> {
-        if authorize::is_root(&self.views().auth.load(), caller) {
+        if caller.is_none() || authorize::is_root(&self.views().auth.load(), caller) {
             return Ok(());
         }
         let keys = lease::attached_keys(self.keyspace(), id)?;
@@ -116,6 +133,9 @@ impl Door {
 
     /// Whether the caller may read every key that is attached to any lease.
     pub(super) async fn permit_list_of_leases(&self, caller: Option<&Identity>) -> Result<(), Error> {
+        if caller.is_none() {
+            return Ok(());
+        }
         let table = self.views().auth.load_full();
         let reads_all = |who: &Identity| table.user(&who.user).is_some_and(|user| user.may_read_everything());
         if authorize::is_root(&table, caller) {
@@ -141,7 +161,8 @@ impl Door {
         self.confirm(caller)
     }
 
-    /// Who calls: by token, else by certificate. Nobody while authentication is disabled.
+    /// Who calls: by token, else by certificate. Nobody while authentication is disabled; a caller who has been admitted
+    /// as nobody therefore needs no rights.
     async fn identify(&self, context: &Context) -> Result<Option<Identity>, Error> {
         if let Known::Caller(caller) = self.identify_now(context)? {
             return Ok(caller);

@@ -41,6 +41,7 @@ use tokio::time::Instant;
 
 use daymark_api::etcdserverpb as pb;
 
+use crate::auth::authorize::Streaming;
 use crate::auth::password::PasswordPool;
 use crate::command::{Identity, Kind, MemberAttributes};
 use crate::error::Error;
@@ -215,17 +216,24 @@ impl Door {
 
     /// Serves a call that is answered with a stream.
     pub async fn serve_stream(&self, context: Context, request: StreamRequest, sink: Sink) {
-        let end = match request {
-            StreamRequest::RangeStream(request) => self.range_stream(&context, request, &sink).await,
-            StreamRequest::Observe(request) => match self.check_context(&context) {
-                Ok(()) => self.observe(&context, request, &sink).await.map_err(Error::inside),
-                Err(error) => Err(error),
-            },
-        };
+        let end = self.answer_with_stream(context, request, &sink).await;
         if let Err(Error::Internal(facts)) = &end {
             (self.member.on_fatal)(facts);
         }
         sink.finish(end);
+    }
+
+    async fn answer_with_stream(&self, context: Context, request: StreamRequest, sink: &Sink) -> Result<(), Error> {
+        self.check_context(&context)?;
+        check::stream(&request)?;
+        if check::streams_what_is_current(&request) {
+            self.read_barrier().await?;
+        }
+        let caller = self.admit_stream(&context, Streaming::Call(&request)).await?;
+        match request {
+            StreamRequest::RangeStream(request) => self.range_stream(caller, request, sink).await,
+            StreamRequest::Observe(request) => self.observe(&context, request, sink).await.map_err(Error::inside),
+        }
     }
 
     async fn answer(&self, context: Context, request: Request) -> Result<Reply, Error> {

@@ -7,12 +7,12 @@ use daymark_storage::mvcc::{KeyRange, RangeEnd, RangeOptions, ReadTxn};
 use prost::Message;
 use smallvec::smallvec;
 
-use super::{Door, check, scan};
-use crate::auth::authorize::Streaming;
+use super::{Door, scan};
+use crate::command::Identity;
 use crate::error::Error;
 use crate::limits;
 use crate::query::{self, Plan};
-use crate::request::{Context, Sink};
+use crate::request::Sink;
 
 /// Where a stream stands.
 struct Progress {
@@ -27,19 +27,14 @@ struct Progress {
 }
 
 impl Door {
-    /// Sends the answer to `request`; header, count and `more` come with the last piece only.
+    /// Sends the answer to `request`; header, count and `more` come with the last piece only. The barrier, if one is
+    /// wanted, comes before.
     pub(super) async fn range_stream(
         &self,
-        context: &Context,
+        caller: Option<Identity>,
         request: pb::RangeRequest,
         sink: &Sink,
     ) -> Result<(), Error> {
-        self.check_context(context)?;
-        check::range_stream(&request)?;
-        if !request.serializable {
-            self.read_barrier().await?;
-        }
-        let caller = self.admit_stream(context, Streaming::RangeStream(&request)).await?;
         let (mut progress, mut piece) = self.begin_stream(&request).await?;
         loop {
             self.confirm(caller.as_ref())?;
