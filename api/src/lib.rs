@@ -33,8 +33,19 @@ pub mod v3electionpb {
     tonic::include_proto!("v3electionpb");
 }
 
+/// All of `proto/` as an encoded `FileDescriptorSet`, without comments.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 /// gRPC's own services.
 pub mod grpc {
+    /// The standard reflection service.
+    pub mod reflection {
+        /// Version 1 of it; `v1alpha` has the same messages.
+        pub mod v1 {
+            tonic::include_proto!("grpc.reflection.v1");
+        }
+    }
+
     /// The standard health service.
     pub mod health {
         /// Version 1 of it.

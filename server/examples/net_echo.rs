@@ -65,6 +65,7 @@ fn main() {
         warning_unary_request: Duration::from_secs(60),
         cors: Vec::new(),
         host_whitelist: Vec::new(),
+        gateway: true,
         grace: Duration::from_secs(1),
     };
     let metrics = Metrics::new(threads, Arc::new(Sample::default));

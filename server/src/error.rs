@@ -148,6 +148,8 @@ errors! {
     NoPasswordUser, Unknown, "auth: authentication failed, password was given for no password user";
     Canceled, Canceled, "context canceled";
     DeadlineExceeded, DeadlineExceeded, "context deadline exceeded";
+    /// Ours: etcd waits for ever.
+    SlowBody, DeadlineExceeded, "daymark: the body of the request did not arrive within a minute: send it at once";
     MemberUrlsInvalid, InvalidArgument, "etcdserver: given member URLs are invalid";
     MemberNotFound, NotFound, "etcdserver: member not found";
     MemberNotLearner, FailedPrecondition, "etcdserver: can only promote a learner member";

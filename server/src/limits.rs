@@ -60,6 +60,23 @@ pub const ACCEPTED_QUEUE_MAX: usize = 1024;
 /// Kernel's queue of connections not yet accepted.
 pub const LISTEN_BACKLOG: i32 = 1024;
 
+// JSON gateway.
+
+/// How deep JSON may nest, as in Go: what is skipped costs a byte a level.
+pub const JSON_DEPTH_MAX: usize = 10_000;
+/// How deep messages may nest, as gRPC's decoder has it.
+pub const MESSAGE_DEPTH_MAX: usize = 100;
+/// How much longer than its message a document may be: base64 takes four thirds, names and quotes the rest.
+pub const JSON_BYTES_PER_MESSAGE_BYTE: usize = 2;
+/// Documents and messages above it are transcoded on the pool.
+pub const JSON_INLINE_BYTES_MAX: usize = 256 << 10;
+/// How long a document may take from its first byte to its last.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// What the bodies that one net thread is reading may hold together; more are refused.
+pub const BODIES_BYTES_MAX: usize = 64 << 20;
+/// Messages of one WebSocket that wait to be read.
+pub const WEBSOCKET_QUEUE_MAX: usize = 4;
+
 // Streams.
 
 /// Encoded messages that wait in the response half of one stream; its owner stops producing above it.

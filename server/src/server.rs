@@ -470,6 +470,7 @@ fn start_net(parts: &Parts<'_>) -> std::io::Result<Result<NetThreads, StartError
         warning_unary_request: config.warning_unary_request,
         cors: config.cors.clone(),
         host_whitelist: config.host_whitelist.clone(),
+        gateway: config.gateway,
         grace: member.settings.request_timeout(),
     };
     let auto_compaction = config.auto_compaction;

@@ -72,6 +72,8 @@ pub struct Config {
     /// Allowed origins and Host names; empty: all.
     pub cors: Vec<String>,
     pub host_whitelist: Vec<String>,
+    /// Whether the API is served as JSON, too.
+    pub gateway: bool,
 
     pub log: LogOptions,
     /// Also the histogram of each method's duration.
@@ -192,6 +194,7 @@ impl Config {
             bcrypt_cost: bcrypt_cost(given, &mut warnings)?,
             cors: values::parse_origins(given.text("cors"))?,
             host_whitelist: list_or_all(given.text("host-whitelist")),
+            gateway: truth(given, "enable-grpc-gateway"),
             log,
             metrics_extensive: given.text("metrics") == "extensive",
             memory_budget_bytes: number(given, "daymark-memory-budget-bytes")?,

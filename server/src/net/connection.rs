@@ -4,16 +4,19 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::pin::pin;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
 use h2::{Ping, PingPong};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::accept::{Accepted, Role};
+use super::gateway::websocket::{self, UpgradeSlot};
 use super::io::{Io, Socket};
 use super::{FrontDoor, Thread, grpc, http};
 use crate::config::TransportOptions;
@@ -42,7 +45,7 @@ pub(crate) async fn serve<D: FrontDoor>(thread: Rc<Thread<D>>, accepted: Accepte
     match (is_http2, role) {
         (true, Role::Client) => serve_http2(thread, Io::new_http2(socket, ahead), peer).await,
         (true, _) => {}
-        (false, _) => serve_http1(thread, Io::new(socket, ahead), role).await,
+        (false, _) => serve_http1(thread, Io::new(socket, ahead), role, peer).await,
     }
 }
 
@@ -63,38 +66,52 @@ async fn first_bytes(socket: &mut Socket) -> Option<(bool, Bytes)> {
     }
 }
 
-async fn serve_http1<D: FrontDoor>(thread: Rc<Thread<D>>, io: Io, role: Role) {
+async fn serve_http1<D: FrontDoor>(thread: Rc<Thread<D>>, io: Io, role: Role, peer: Option<SocketAddr>) {
     let mut stopping = thread.stopping.clone();
     let asked = Rc::new(Cell::new(false));
-    let seen = asked.clone();
+    let upgrade = UpgradeSlot::default();
+    let (seen, slot, served) = (asked.clone(), upgrade.clone(), thread.clone());
     let service = hyper::service::service_fn(move |request| {
         seen.set(true);
-        let thread = thread.clone();
-        async move { Ok::<_, Infallible>(http::respond(&thread, role, request).await) }
+        let (thread, slot) = (served.clone(), slot.clone());
+        let answer = async move { Ok::<_, Infallible>(http::respond(&thread, role, peer, Some(&slot), request).await) };
+        answer.boxed_local()
     });
-    let connection = hyper::server::conn::http1::Builder::new()
+    let mut connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         // It runs from the end of the request before: this is the time between requests, too.
         .header_read_timeout(limits::HTTP1_IDLE_TIMEOUT)
         .max_buf_size(limits::HTTP1_HEAD_BYTES_MAX)
         .serve_connection(TokioIo::new(io), service);
-    let mut connection = pin!(connection);
     let never_asks = async {
         tokio::time::sleep(limits::HTTP1_HEADER_TIMEOUT).await;
         if asked.get() {
             std::future::pending::<()>().await;
         }
     };
+    // Not shut down by it: the connection may go on as a WebSocket.
     let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
+        ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => Some(ended),
         () = never_asks => return,
-        _ = stopping.wait_for(|stop| *stop) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+        _ = stopping.wait_for(|stop| *stop) => None,
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => {
+            Pin::new(&mut connection).graceful_shutdown();
+            poll_fn(|cx| connection.poll_without_shutdown(cx)).await
         }
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "HTTP/1 connection ended");
+        return;
+    }
+    let parts = connection.into_parts();
+    let mut io = parts.io.into_inner();
+    match upgrade.take() {
+        Some(upgrade) => websocket::run(&thread, upgrade, io, parts.read_buf).await,
+        // Fails only if the other end has gone.
+        None => drop(tokio::time::timeout(limits::PREFACE_TIMEOUT, io.shutdown()).await),
     }
 }
 

@@ -1,15 +1,21 @@
-//! The plain HTTP routes: health, version, metrics, with etcd's bodies and status codes. Not the JSON form of the API.
+//! The plain HTTP routes: health, version, metrics, with etcd's bodies and status codes, and what all routes share: allowed
+//! hosts and origins, paths in their shortest form. Hands the JSON form of the API to `gateway`.
 
+use std::borrow::Cow;
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use ::http::header::{self, HeaderValue};
 use ::http::{HeaderMap, Method, Request, Response, StatusCode};
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::Body;
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
 use super::accept::Role;
-use super::{FrontDoor, Thread};
+use super::body::{self, ResponseBody};
+use super::gateway::websocket::{self, UpgradeSlot};
+use super::{FrontDoor, Thread, gateway};
+use crate::request::Context;
 
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -18,20 +24,41 @@ const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Kinds of alarm, by their numbers on the wire.
 const NO_SPACE: i32 = 1;
 const CORRUPT: i32 = 2;
+/// What a path spells out only percent-encoded, as Go writes it.
+const PATH: &AsciiSet = &CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'#')
+    .add(b'%')
+    .add(b'<')
+    .add(b'>')
+    .add(b'?')
+    .add(b'[')
+    .add(b'\\')
+    .add(b']')
+    .add(b'^')
+    .add(b'`')
+    .add(b'{')
+    .add(b'|')
+    .add(b'}');
 
-/// Answers one HTTP/1 request.
-pub(crate) async fn respond<D: FrontDoor>(
+/// Answers one request. `upgrade` is where a WebSocket is left to whoever drives the connection, if it can be one.
+pub(crate) async fn respond<D: FrontDoor, B: Body<Data = Bytes> + 'static>(
     thread: &Rc<Thread<D>>,
     role: Role,
-    request: Request<Incoming>,
-) -> Response<Full<Bytes>> {
+    peer: Option<SocketAddr>,
+    upgrade: Option<&UpgradeSlot>,
+    request: Request<B>,
+) -> Response<ResponseBody> {
     if role == Role::Client && !host_allowed(&thread.options.host_whitelist, request.headers()) {
         return answer(StatusCode::MISDIRECTED_REQUEST, TEXT, "host is not allowed\n");
     }
     let origin = allowed_origin(&thread.options.cors, request.headers());
     let mut response = match origin {
-        _ if role == Role::Client && request.method() == Method::OPTIONS => answer(StatusCode::OK, TEXT, ""),
-        _ => route(thread, role, request.method(), request.uri().path(), request.uri().query().unwrap_or("")).await,
+        _ if role == Role::Client && request.method() == Method::OPTIONS => {
+            Response::new(ResponseBody::Whole(Bytes::new()))
+        }
+        _ => route(thread, role, peer, upgrade, request).await,
     };
     if let (Some(origin), Role::Client) = (origin, role) {
         let headers = response.headers_mut();
@@ -44,13 +71,44 @@ pub(crate) async fn respond<D: FrontDoor>(
     response
 }
 
-async fn route<D: FrontDoor>(
+async fn route<D: FrontDoor, B: Body<Data = Bytes> + 'static>(
+    thread: &Rc<Thread<D>>,
+    role: Role,
+    peer: Option<SocketAddr>,
+    upgrade: Option<&UpgradeSlot>,
+    request: Request<B>,
+) -> Response<ResponseBody> {
+    let (head, body) = request.into_parts();
+    let query = head.uri.query().unwrap_or("");
+    // etcd knows an older prefix of the same routes.
+    let path: Cow<'_, str> = match head.uri.path().strip_prefix("/v3beta/") {
+        Some(rest) => format!("{}{rest}", gateway::PREFIX).into(),
+        None => head.uri.path().into(),
+    };
+    let has_gateway = role == Role::Client && thread.options.gateway;
+    if let Some(shortest) = shortest(&path, has_gateway) {
+        return redirect(&head.method, &shortest, query);
+    }
+    let path = percent_decode_str(&path).decode_utf8_lossy();
+    if has_gateway && path.starts_with(gateway::PREFIX) {
+        let context = Context { peer, ..Context::default() };
+        if let Some(slot) = upgrade.filter(|_| websocket::is_wanted(&head.headers)) {
+            return websocket::accept(&head, path.into_owned(), context, slot);
+        }
+        let asked =
+            gateway::Asked { method: &head.method, path: &path, headers: &head.headers, context, is_framed: false };
+        return gateway::serve(thread, asked, body::pieces(body)).await;
+    }
+    plain(thread, role, &head.method, &path, query).await
+}
+
+async fn plain<D: FrontDoor>(
     thread: &Rc<Thread<D>>,
     role: Role,
     method: &Method,
     path: &str,
     query: &str,
-) -> Response<Full<Bytes>> {
+) -> Response<ResponseBody> {
     let reads = method == Method::GET;
     match (path, role) {
         ("/version", Role::Client | Role::Peer) if reads => answer(StatusCode::OK, JSON, crate::version::json()),
@@ -67,17 +125,61 @@ async fn route<D: FrontDoor>(
     }
 }
 
+/// The path that means the same without detours, if this is another one.
+fn shortest(path: &str, has_gateway: bool) -> Option<String> {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    let mut clean = format!("/{}", parts.join("/"));
+    let names_gateway = has_gateway && gateway::PREFIX.strip_suffix('/') == Some(&clean);
+    if clean.len() > 1 && (path.ends_with('/') || names_gateway) {
+        clean.push('/');
+    }
+    (clean != path).then_some(clean)
+}
+
+/// Go's answer to a path that is not in its shortest form.
+fn redirect(method: &Method, path: &str, query: &str) -> Response<ResponseBody> {
+    let path = utf8_percent_encode(path, PATH).to_string();
+    let location = if query.is_empty() { path } else { format!("{path}?{query}") };
+    let is_read = method == Method::GET || method == Method::HEAD;
+    let page = match method == Method::GET {
+        true => format!("<a href=\"{}\">Temporary Redirect</a>.\n\n", escape_html(&location)),
+        false => String::new(),
+    };
+    let mut response = Response::new(ResponseBody::Whole(page.into()));
+    *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+    if is_read {
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+    }
+    // What has been encoded is printable ASCII, and so is a query that the HTTP library has let through.
+    if let Ok(location) = HeaderValue::from_str(&location) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    response
+}
+
+fn escape_html(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&#34;").replace('\'', "&#39;")
+}
+
 /// `/health`: alarms, then leader, then a read.
-async fn health<D: FrontDoor>(thread: &Rc<Thread<D>>, query: &str) -> Response<Full<Bytes>> {
+async fn health<D: FrontDoor>(thread: &Rc<Thread<D>>, query: &str) -> Response<ResponseBody> {
     let serializable = values(query, "serializable").next() == Some("true");
     let excluded: Vec<&str> = values(query, "exclude").collect();
     let failure = health_failure(thread, serializable, &excluded).await;
     count(thread, failure.is_none());
     match failure {
-        None => answer(StatusCode::OK, JSON, "{\"health\":\"true\",\"reason\":\"\"}"),
+        // Without a content type of its own, Go looks at the first bytes and finds text.
+        None => answer(StatusCode::OK, TEXT, "{\"health\":\"true\",\"reason\":\"\"}"),
         Some(reason) => {
             let body = serde_json::json!({ "health": "false", "reason": reason });
-            answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{body}\n"))
+            text(StatusCode::SERVICE_UNAVAILABLE, format!("{body}\n"))
         }
     }
 }
@@ -155,7 +257,7 @@ async fn check<D: FrontDoor>(
     endpoint: &str,
     checks: &[Check],
     query: &str,
-) -> Response<Full<Bytes>> {
+) -> Response<ResponseBody> {
     let excluded: Vec<&str> = values(query, "exclude").collect();
     for name in excluded.iter().filter(|name| checks.iter().all(|check| check.name() != **name)) {
         tracing::warn!(endpoint, name, "some health checks cannot be excluded: no such check");
@@ -172,10 +274,10 @@ async fn check<D: FrontDoor>(
     }
     count(thread, healthy);
     if !healthy {
-        return answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, lines);
+        return text(StatusCode::SERVICE_UNAVAILABLE, format!("{lines}\n"));
     }
     let verbose = query.split('&').any(|part| part == "verbose" || part.starts_with("verbose="));
-    answer(StatusCode::OK, TEXT, if verbose { format!("{lines}ok\n") } else { "ok\n".into() })
+    text(StatusCode::OK, if verbose { format!("{lines}ok\n") } else { "ok\n".into() })
 }
 
 fn count<D>(thread: &Thread<D>, healthy: bool) {
@@ -209,18 +311,25 @@ fn allowed_origin(allowed: &[String], headers: &HeaderMap) -> Option<HeaderValue
     allowed.iter().any(|allowed| origin == allowed.as_str()).then(|| origin.clone())
 }
 
-fn not_found() -> Response<Full<Bytes>> {
-    answer(StatusCode::NOT_FOUND, TEXT, "404 page not found\n")
+fn not_found() -> Response<ResponseBody> {
+    text(StatusCode::NOT_FOUND, "404 page not found\n")
 }
 
-fn not_allowed() -> Response<Full<Bytes>> {
-    let mut response = answer(StatusCode::METHOD_NOT_ALLOWED, TEXT, "Method Not Allowed\n");
+fn not_allowed() -> Response<ResponseBody> {
+    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
     response
 }
 
-fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
+/// A text that must not be taken for anything else.
+fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<ResponseBody> {
+    let mut response = answer(status, TEXT, text);
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::Whole(body.into()));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response

@@ -5,9 +5,11 @@
 
 pub mod accept;
 mod authority;
+mod body;
 mod connection;
 mod dispatch;
 mod frames;
+mod gateway;
 mod grpc;
 mod http;
 mod io;
@@ -79,6 +81,8 @@ pub struct NetOptions {
     /// Allowed origins and Host names of plain HTTP; empty: all.
     pub cors: Vec<String>,
     pub host_whitelist: Vec<String>,
+    /// Whether the API is served as JSON.
+    pub gateway: bool,
     /// How long calls under way may take to end when the member stops.
     pub grace: Duration,
 }
@@ -91,6 +95,8 @@ pub(crate) struct Thread<D> {
     pub counters: Arc<NetCounters>,
     /// Turns true once: no new calls, streams end.
     pub stopping: watch::Receiver<bool>,
+    /// Held by the gateway's request bodies.
+    pub gateway_bytes: Rc<Cell<usize>>,
     connections: Cell<usize>,
     idle: Notify,
 }
@@ -134,7 +140,9 @@ impl NetThreads {
                     let counters = metrics.net(number).clone();
                     let (connections, idle) = (Cell::new(0), Notify::new());
                     let door = build(number);
-                    let thread = Thread { door, options, metrics, counters, stopping, connections, idle };
+                    let gateway_bytes = Rc::default();
+                    let thread =
+                        Thread { door, options, metrics, counters, stopping, gateway_bytes, connections, idle };
                     run(Rc::new(thread), inbox, jobs).await;
                 };
                 local.block_on(&runtime, turn);
