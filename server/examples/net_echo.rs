@@ -67,6 +67,7 @@ fn main() {
         host_whitelist: Vec::new(),
         gateway: true,
         grace: Duration::from_secs(1),
+        tls: None,
     };
     let metrics = Metrics::new(threads, Arc::new(Sample::default));
     let net = NetThreads::start(options, metrics, |_| Rc::new(Echo)).expect("threads");

@@ -55,6 +55,18 @@ pub const HTTP1_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 pub const HTTP1_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Head of one HTTP/1 request.
 pub const HTTP1_HEAD_BYTES_MAX: usize = 64 * 1024;
+/// Connections of one net thread that have not shown yet what they speak; for one more the oldest is closed.
+pub const NEWCOMERS_MAX: usize = 1024;
+/// How long a TLS handshake may take, as in etcd.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Steps of TLS handshakes in one turn of a net thread. A step may cost a millisecond, for which others wait.
+pub const HANDSHAKE_STEPS_PER_TURN: usize = 2;
+/// Failed handshakes that a net thread logs in a second; more are counted and summed up in one line.
+pub const HANDSHAKE_FAILURES_LOGGED: u64 = 10;
+/// Handshakes that wait for a look at the TLS files; more go on with what was read last.
+pub const TLS_LOOKS_WAITING_MAX: usize = 4096;
+/// How long a handshake waits for a look at the TLS files before it goes on with what was read last.
+pub const TLS_LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Connections that a net thread has been given and has not taken yet.
 pub const ACCEPTED_QUEUE_MAX: usize = 1024;
 /// Kernel's queue of connections not yet accepted.

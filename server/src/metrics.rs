@@ -190,6 +190,9 @@ pub struct NetCounters {
     pub failed: Durations,
     /// Connections open now.
     pub connections: AtomicU64,
+    /// TLS handshakes of clients.
+    pub handshakes: Counter,
+    pub handshake_failures: Counter,
 }
 
 impl NetCounters {
@@ -205,6 +208,8 @@ impl NetCounters {
             succeeded: Durations::default(),
             failed: Durations::default(),
             connections: AtomicU64::new(0),
+            handshakes: Counter::default(),
+            handshake_failures: Counter::default(),
         })
     }
 
@@ -356,6 +361,10 @@ impl Metrics {
         families.counter("etcd_network_client_grpc_sent_bytes_total", "bytes of responses", sum(|net| &net.sent_bytes));
         let connections = self.net.iter().map(|net| net.connections.load(Ordering::Relaxed)).sum::<u64>();
         families.gauge("daymark_net_connections", "open client connections", connections as f64);
+        let handshakes = sum(|net| &net.handshakes);
+        families.counter("daymark_tls_handshakes_total", "TLS handshakes of clients", handshakes);
+        let failures = sum(|net| &net.handshake_failures);
+        families.counter("daymark_tls_handshake_failures_total", "TLS handshakes of clients that failed", failures);
         self.client_requests(families);
         self.rpcs(families);
         let durations = [("true", Durations::sum(&self.net.iter().map(|net| &net.succeeded).collect::<Vec<_>>()))];

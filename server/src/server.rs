@@ -29,12 +29,14 @@ use crate::auth::password::PasswordPool;
 use crate::auth::token::Tokens;
 use crate::command::MemberAttributes;
 use crate::config::Config;
+use crate::config::tls::CertificateSource;
 use crate::config::values::Url;
 use crate::error::Error;
 use crate::limits::{self, MemorySplit};
 use crate::mailbox::Mailbox;
 use crate::metrics::{HistogramSample, Metrics, Sample};
 use crate::net::accept::{self, BindError, Bound, Role};
+use crate::net::tls::{Tls, TlsError};
 use crate::net::{Condition, FrontDoor, NetOptions, NetThreads};
 use crate::policy::room::{Directory, RoomWatch};
 use crate::policy::upkeep::Upkeep;
@@ -76,6 +78,12 @@ impl From<BindError> for StartError {
     }
 }
 
+impl From<TlsError> for StartError {
+    fn from(error: TlsError) -> Self {
+        Self::new(error.cause, error.remedy)
+    }
+}
+
 impl From<StorageError> for StartError {
     fn from(error: StorageError) -> Self {
         let remedy = match &error {
@@ -106,12 +114,16 @@ impl Server {
     /// touched.
     pub fn start(config: &Config, on_fatal: OnFatal) -> Result<Self, StartError> {
         let listeners = Listeners::bind(config)?;
+        let mut tls = open_tls(config, |source| matches!(source, CertificateSource::Files { .. }))?;
         let disk: Arc<dyn Disk> = Arc::new(RealDisk::new());
         let identity = identity(config, &*disk)?;
         let lock = lock_data_dir(&*disk, &config.data_dir)?;
         let net_threads = net_threads(config);
         let memory = limits::split_memory(memory_budget(config), net_threads);
         log_start(config);
+        if tls.is_none() {
+            tls = open_tls(config, |source| matches!(source, CertificateSource::SelfMade { .. }))?;
+        }
         let storage = Storage::open(config, disk.clone(), identity, &memory)?;
 
         let mailboxes: Vec<_> = (0..net_threads).map(|_| Mailbox::new(limits::APPLIED_BYTES_MAX)).collect();
@@ -160,6 +172,7 @@ impl Server {
             raft: &raft,
             wal: storage.wal.clone(),
             ring_bytes: memory.ring_bytes,
+            tls,
             on_fatal: on_fatal.clone(),
         };
         let net = start_net(&parts).map_err(thread_failed)??;
@@ -202,7 +215,10 @@ struct Listeners(Vec<Bound>);
 
 impl Listeners {
     fn bind(config: &Config) -> Result<Self, StartError> {
-        let mut bound = accept::bind(&config.listen_client, Role::Client, config.socket)?;
+        let apart = !config.listen_client_http.is_empty();
+        let of_clients = if apart { Role::ClientGrpc } else { Role::Client };
+        let mut bound = accept::bind(&config.listen_client, of_clients, config.socket)?;
+        bound.extend(accept::bind(&config.listen_client_http, Role::ClientHttp, config.socket)?);
         bound.extend(accept::bind(&config.listen_peer, Role::Peer, config.socket)?);
         bound.extend(accept::bind(&config.listen_metrics, Role::Metrics, config.socket)?);
         Ok(Self(bound))
@@ -210,22 +226,37 @@ impl Listeners {
 
     fn open(self, net: &NetThreads) {
         for listener in &self.0 {
-            let (traffic, address) = (listener.url().split(':').next(), listener.url());
+            let address = listener.address();
             // Tools wait for these lines.
-            match listener.role() {
-                Role::Client => {
-                    tracing::info!(
-                        traffic,
-                        address,
-                        "serving client traffic insecurely; this is strongly discouraged!"
-                    );
+            let traffic = match listener.role() {
+                Role::Client => "grpc+http",
+                Role::ClientGrpc => "grpc",
+                Role::ClientHttp => "http",
+                Role::Peer => {
+                    tracing::info!(address, "serving peer traffic insecurely");
+                    continue;
                 }
-                Role::Peer => tracing::info!(traffic, address, "serving peer traffic insecurely"),
-                Role::Metrics => tracing::info!(traffic, address, "serving metrics"),
+                Role::Metrics => {
+                    tracing::info!(address, "serving metrics");
+                    continue;
+                }
+            };
+            if listener.is_plain() {
+                tracing::info!(traffic, address, "serving client traffic insecurely; this is strongly discouraged!");
+            }
+            if listener.is_secure() {
+                tracing::info!(traffic, address, "serving client traffic securely");
             }
         }
         net.listen(self.0);
     }
+}
+
+/// TLS where a listener needs it and the certificate comes from such a source. One that is made here needs the data
+/// directory; files are read before that is touched.
+fn open_tls(config: &Config, is_due: impl Fn(&CertificateSource) -> bool) -> Result<Option<Arc<Tls>>, StartError> {
+    let options = config.client_tls.as_ref().filter(|options| config.needs_tls() && is_due(&options.certificate));
+    Ok(options.map(Tls::open).transpose()?)
 }
 
 /// Once nothing that a user could have got wrong is left, so that a refused start is one line.
@@ -425,6 +456,7 @@ struct Parts<'a> {
     raft: &'a Handle,
     wal: Wal,
     ring_bytes: u64,
+    tls: Option<Arc<Tls>>,
     on_fatal: OnFatal,
 }
 
@@ -472,6 +504,7 @@ fn start_net(parts: &Parts<'_>) -> std::io::Result<Result<NetThreads, StartError
         host_whitelist: config.host_whitelist.clone(),
         gateway: config.gateway,
         grace: member.settings.request_timeout(),
+        tls: parts.tls.clone(),
     };
     let auto_compaction = config.auto_compaction;
     let net = NetThreads::start(options, metrics, move |number| {

@@ -8,6 +8,7 @@ pub mod flags;
 pub mod gates;
 pub mod log;
 pub mod table;
+pub mod tls;
 pub mod values;
 
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use flags::{Given, Source};
 use gates::FeatureGates;
 pub use log::{LogLevel, LogOptions, LogOutput, LogRotation};
 use table::Handling;
+use tls::TlsOptions;
 use values::{Url, parse_bool, parse_duration, parse_signed, parse_unsigned, parse_urls};
 
 /// How one member runs.
@@ -32,10 +34,14 @@ pub struct Config {
 
     pub listen_client: Vec<Url>,
     pub listen_peer: Vec<Url>,
+    /// For HTTP alone; if there are any, those for clients serve gRPC alone.
+    pub listen_client_http: Vec<Url>,
     pub listen_metrics: Vec<Url>,
     pub advertise_client: Vec<Url>,
     pub advertise_peer: Vec<Url>,
     pub socket: SocketOptions,
+    /// `None`: no certificate, and so no secure URL among those that are listened on.
+    pub client_tls: Option<TlsOptions>,
 
     /// Founding members: name and peer URLs, sorted by name. This member is one of them.
     pub initial_cluster: Vec<(String, Vec<Url>)>,
@@ -141,7 +147,6 @@ impl Config {
         let mut warnings = refuse_and_warn(given)?;
         // First what etcd looks at first, so that of two mistakes both name the same.
         let log = LogOptions::from_given(given, &mut warnings)?;
-        check_choices(given)?;
         let name = given.text("name").to_owned();
         let gates = FeatureGates::parse(given.text("feature-gates"))?;
         gates.check()?;
@@ -150,15 +155,27 @@ impl Config {
         let initial_cluster = initial_cluster(given, &name, &advertise_peer)?;
         let (heartbeat, election) = raft_times(given)?;
         let max_request_bytes = max_request_bytes(given, &mut warnings)?;
+        let data_dir = match given.text("data-dir") {
+            "" => PathBuf::from(format!("{name}.etcd")),
+            directory => PathBuf::from(directory),
+        };
+        let listen_client = listen_urls(given, "listen-client-urls")?;
+        let listen_client_http = listen_urls(given, "listen-client-http-urls")?;
+        let listen_metrics = listen_urls(given, "listen-metrics-urls")?;
+        check_listeners(&listen_client, &listen_client_http)?;
+        let for_clients: Vec<_> = listen_client.iter().chain(&listen_client_http).collect();
+        let client_tls = tls::client_tls(given, &for_clients, &data_dir, &mut warnings)?;
+        if client_tls.is_none() && listen_metrics.iter().any(|url| url.scheme.is_secure()) {
+            return Err("client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url".into());
+        }
         let config = Self {
-            data_dir: match given.text("data-dir") {
-                "" => PathBuf::from(format!("{name}.etcd")),
-                directory => PathBuf::from(directory),
-            },
+            data_dir,
             wal_dir: Some(given.text("wal-dir")).filter(|dir| !dir.is_empty()).map(PathBuf::from),
-            listen_client: listen_urls(given, "listen-client-urls")?,
-            listen_peer: listen_urls(given, "listen-peer-urls")?,
-            listen_metrics: listen_urls(given, "listen-metrics-urls")?,
+            listen_client,
+            listen_client_http,
+            listen_peer: peer_urls(given)?,
+            listen_metrics,
+            client_tls,
             advertise_client: advertise_client(given, &mut warnings)?,
             advertise_peer,
             socket: SocketOptions { reuse_port: truth(given, "socket-reuse-port") },
@@ -206,6 +223,12 @@ impl Config {
 }
 
 impl Config {
+    /// Whether any listener is secure.
+    pub fn needs_tls(&self) -> bool {
+        let all = [&self.listen_client, &self.listen_client_http, &self.listen_metrics];
+        all.into_iter().flatten().any(|url| url.scheme.is_secure())
+    }
+
     /// Directories that are written to. They may be on different volumes.
     pub fn written_directories(&self) -> Vec<PathBuf> {
         std::iter::once(&self.data_dir).chain(&self.wal_dir).cloned().collect()
@@ -223,14 +246,6 @@ fn refuse_and_warn(given: &Given) -> Result<Vec<String>, String> {
         }
     }
     Ok(warnings)
-}
-
-/// What a flag's form alone does not say.
-fn check_choices(given: &Given) -> Result<(), String> {
-    if !given.text("listen-client-http-urls").is_empty() {
-        return Err("--listen-client-http-urls is not served: HTTP shares --listen-client-urls".into());
-    }
-    Ok(())
 }
 
 /// Reads the key files that it names.
@@ -284,12 +299,33 @@ fn urls(given: &Given, flag: &str) -> Result<Vec<Url>, String> {
     parse_urls(given.text(flag)).map_err(|error| format!("invalid --{flag}: {error}"))
 }
 
+/// An address serves gRPC or HTTP alone, or both, but not one of them twice.
+fn check_listeners(client: &[Url], http: &[Url]) -> Result<(), String> {
+    match http.iter().find(|url| client.iter().any(|other| other.address == url.address)) {
+        Some(url) => {
+            Err(format!("cannot bind both --listen-client-urls and --listen-client-http-urls on the same url {url}"))
+        }
+        None => Ok(()),
+    }
+}
+
+fn peer_urls(given: &Given) -> Result<Vec<Url>, String> {
+    let urls = listen_urls(given, "listen-peer-urls")?;
+    match urls.iter().find(|url| url.scheme.is_secure()) {
+        Some(url) => Err(format!(
+            "--listen-peer-urls: {url} needs TLS between members, which this version does not serve; use http"
+        )),
+        None => Ok(urls),
+    }
+}
+
+/// URLs to listen on; none if the flag is empty.
 fn listen_urls(given: &Given, flag: &str) -> Result<Vec<Url>, String> {
+    if given.text(flag).is_empty() {
+        return Ok(Vec::new());
+    }
     let urls = urls(given, flag)?;
     for url in &urls {
-        if url.scheme.is_secure() {
-            return Err(format!("--{flag}: {url} needs TLS, which this version does not serve; use http"));
-        }
         let bindable = |host: &str| host == "localhost" || host.is_empty() || host.parse::<std::net::IpAddr>().is_ok();
         if url.host_and_port().is_some_and(|(host, _)| !bindable(host)) {
             return Err(format!("--{flag}: expected IP in URL for binding ({url})"));
@@ -481,7 +517,8 @@ mod tests {
             ("--listen-client-urls http://0.0.0.0:2379", "--advertise-client-urls is required"),
             ("--listen-peer-urls http://host.example:1", "expected IP in URL for binding"),
             ("--listen-peer-urls http://localhost:1/x", "must not contain a path"),
-            ("--listen-metrics-urls https://localhost:1", "needs TLS"),
+            ("--listen-metrics-urls https://localhost:1", "must be provided for metrics secure url"),
+            ("--listen-peer-urls https://localhost:1", "needs TLS"),
             ("--election-timeout 400", "at least as 5 times"),
             ("--election-timeout 60000", "is too long"),
             ("--heartbeat-interval 0", "must be greater than 0"),

@@ -25,10 +25,35 @@ use crate::metrics::Metrics;
 pub enum Role {
     /// gRPC and all of HTTP.
     Client,
+    /// gRPC alone, where HTTP has listeners of its own.
+    ClientGrpc,
+    /// HTTP alone.
+    ClientHttp,
     /// Metrics and health.
     Metrics,
     /// Only the version, until there are other members to talk to.
     Peer,
+}
+
+impl Role {
+    /// Whether all of HTTP that clients may ask is answered.
+    pub(crate) fn serves_http(self) -> bool {
+        matches!(self, Self::Client | Self::ClientHttp)
+    }
+
+    /// Whether gRPC is answered.
+    pub(crate) fn serves_grpc(self) -> bool {
+        matches!(self, Self::Client | Self::ClientGrpc)
+    }
+}
+
+/// How connections of a listener begin.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Security {
+    Plain,
+    Tls,
+    /// As the first byte says: the address is listened on with http and with https.
+    Either,
 }
 
 /// An open listener that does not accept yet.
@@ -36,14 +61,26 @@ pub enum Role {
 pub struct Bound {
     socket: BoundSocket,
     role: Role,
-    /// As configured, for logs.
-    url: String,
+    security: Security,
+    /// `host:port` or the name of the socket, as configured.
+    address: String,
 }
 
 #[derive(Debug)]
 enum BoundSocket {
     Tcp(std::net::TcpListener),
-    Unix(StdUnixListener, PathBuf),
+    Unix(StdUnixListener, SocketFile),
+}
+
+/// The file of a unix socket, removed when nobody listens on it any more.
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Only tidiness: the next start replaces a dead socket.
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 impl Bound {
@@ -60,9 +97,19 @@ impl Bound {
         self.role
     }
 
-    /// The URL as configured.
-    pub fn url(&self) -> &str {
-        &self.url
+    /// `host:port` or the name of the socket, as configured.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Whether connections may be, or must be, encrypted.
+    pub fn is_secure(&self) -> bool {
+        self.security != Security::Plain
+    }
+
+    /// Whether connections may go unencrypted.
+    pub fn is_plain(&self) -> bool {
+        self.security != Security::Tls
     }
 }
 
@@ -101,18 +148,22 @@ impl std::error::Error for BindError {
 pub fn bind(urls: &[Url], role: Role, options: SocketOptions) -> Result<Vec<Bound>, BindError> {
     let mut bound: Vec<Bound> = Vec::new();
     for url in urls {
-        if bound.iter().any(|other| other.url == url.to_string()) {
+        let security = if url.scheme.is_secure() { Security::Tls } else { Security::Plain };
+        if let Some(other) = bound.iter_mut().find(|other| other.address == url.address) {
+            if other.security != security {
+                other.security = Security::Either;
+            }
             continue;
         }
         let socket = match url.host_and_port() {
             Some((host, port)) => bind_tcp(host, port, options).map(BoundSocket::Tcp),
             None => {
                 let path = PathBuf::from(&url.address);
-                bind_unix(&path).map(|listener| BoundSocket::Unix(listener, path))
+                bind_unix(&path).map(|listener| BoundSocket::Unix(listener, SocketFile(path)))
             }
         };
         let socket = socket.map_err(|source| BindError { url: url.to_string(), source })?;
-        bound.push(Bound { socket, role, url: url.to_string() });
+        bound.push(Bound { socket, role, security, address: url.address.clone() });
     }
     Ok(bound)
 }
@@ -171,6 +222,7 @@ pub(crate) struct Accepted {
     pub socket: AcceptedSocket,
     pub peer: Option<SocketAddr>,
     pub role: Role,
+    pub security: Security,
 }
 
 pub(crate) enum AcceptedSocket {
@@ -206,30 +258,33 @@ pub(crate) async fn run(
     metrics: Arc<Metrics>,
     mut stopping: watch::Receiver<bool>,
 ) {
-    let Bound { socket, role, url } = bound;
-    let (listener, path) = match socket {
+    let Bound { socket, role, security, address } = bound;
+    // The file is removed also when this thread ends before this function does.
+    let (listener, _file) = match socket {
         BoundSocket::Tcp(listener) => (TcpListener::from_std(listener).map(Listener::Tcp), None),
-        BoundSocket::Unix(listener, path) => (UnixListener::from_std(listener).map(Listener::Unix), Some(path)),
+        BoundSocket::Unix(listener, file) => (UnixListener::from_std(listener).map(Listener::Unix), Some(file)),
     };
     match listener {
         Ok(listener) => {
             tokio::select! {
-                () = accept_all(&listener, role, &jobs, &metrics) => {}
+                () = accept_all(&listener, role, security, &jobs, &metrics) => {}
                 _ = stopping.wait_for(|stop| *stop) => {}
             }
         }
-        Err(error) => tracing::error!(%error, url, "cannot serve a listener"),
-    }
-    if let Some(path) = path {
-        // Only tidiness: the next start replaces a dead socket.
-        let _ = std::fs::remove_file(path);
+        Err(error) => tracing::error!(%error, address, "cannot serve a listener"),
     }
 }
 
-async fn accept_all(listener: &Listener, role: Role, jobs: &[mpsc::Sender<Job>], metrics: &Metrics) {
+async fn accept_all(
+    listener: &Listener,
+    role: Role,
+    security: Security,
+    jobs: &[mpsc::Sender<Job>],
+    metrics: &Metrics,
+) {
     loop {
         match listener.accept().await {
-            Ok((socket, peer)) => hand_out(Accepted { socket, peer, role }, jobs, metrics),
+            Ok((socket, peer)) => hand_out(Accepted { socket, peer, role, security }, jobs, metrics),
             Err(error) => {
                 // Out of files, mostly: ask again when some may have been closed.
                 tracing::warn!(%error, "cannot accept a connection");

@@ -1,5 +1,5 @@
-//! One client connection: finds out whether it speaks HTTP/2 or HTTP/1 and drives it until it closes, is idle beyond
-//! its keepalive, or the member stops. Does not look into requests.
+//! One client connection: decrypts it where that is wanted, finds out whether it speaks HTTP/2 or HTTP/1, and drives it
+//! until it closes, is idle beyond its keepalive, or the member stops. Does not look into requests.
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -7,55 +7,102 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
+use ::http::header::CONTENT_TYPE;
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use h2::{Ping, PingPong};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::accept::{Accepted, Role};
+use super::accept::{Accepted, Role, Security};
 use super::gateway::websocket::{self, UpgradeSlot};
-use super::io::{Io, Socket};
-use super::{FrontDoor, Thread, grpc, http};
+use super::io::{Io, Raw, Socket};
+use super::{FrontDoor, Thread, grpc, handshake, http, http2};
 use crate::config::TransportOptions;
 use crate::limits;
 
 /// With these bytes every HTTP/2 connection begins.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// In the content type of calls.
+const GRPC: &[u8] = b"application/grpc";
+/// First byte of a TLS connection: a handshake record. No version of HTTP begins with it.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// Who is at the other end of a connection, and what it is for.
+#[derive(Debug)]
+pub(crate) struct Caller {
+    /// Absent on unix sockets.
+    pub peer: Option<SocketAddr>,
+    pub role: Role,
+    /// Whether the connection is encrypted.
+    pub is_secure: bool,
+    /// The user that the client's certificate stands for. Not for calls through the gateway.
+    pub certificate_name: Option<Arc<str>>,
+}
+
+/// A connection that has shown what it is.
+struct Arrived {
+    socket: Socket,
+    ahead: Bytes,
+    is_http2: bool,
+    caller: Caller,
+}
+
 /// Serves one connection from its first byte.
 pub(crate) async fn serve<D: FrontDoor>(thread: Rc<Thread<D>>, accepted: Accepted) {
-    let Accepted { socket, peer, role } = accepted;
-    let mut socket = match Socket::adopt(socket) {
-        Ok(socket) => socket,
-        Err(error) => {
-            tracing::warn!(%error, "rejected connection on client endpoint");
-            return;
-        }
-    };
     let mut stopping = thread.stopping.clone();
-    let first = tokio::select! {
-        first = tokio::time::timeout(limits::PREFACE_TIMEOUT, first_bytes(&mut socket)) => first,
+    let arrived = tokio::select! {
+        arrived = thread.newcomers.run(arrive(&thread, accepted)) => arrived.flatten(),
         _ = stopping.wait_for(|stop| *stop) => return,
     };
     // Neither a silent nor a closed connection is worth a word: probes of load balancers look like that.
-    let Ok(Some((is_http2, ahead))) = first else { return };
-    match (is_http2, role) {
-        (true, Role::Client) => serve_http2(thread, Io::new_http2(socket, ahead), peer).await,
-        (true, _) => {}
-        (false, _) => serve_http1(thread, Io::new(socket, ahead), role, peer).await,
+    let Some(Arrived { socket, ahead, is_http2, caller }) = arrived else { return };
+    let (role, caller) = (caller.role, Rc::new(caller));
+    if !is_http2 && role != Role::ClientGrpc {
+        serve_http1(thread, Io::new(socket, ahead), caller).await;
+    // Unencrypted, only gRPC speaks HTTP/2, as in etcd.
+    } else if is_http2 && (role.serves_grpc() || caller.is_secure) {
+        serve_http2(thread, Io::new_http2(socket, ahead), caller).await;
     }
 }
 
-/// Reads until it is clear which protocol it is; `None` if the connection closes before.
-async fn first_bytes(socket: &mut Socket) -> Option<(bool, Bytes)> {
-    let mut bytes = BytesMut::with_capacity(256);
-    loop {
-        if socket.read_buf(&mut bytes).await.ok()? == 0 {
+/// Brings a connection as far as that it is clear what it speaks; `None` if it does not get there.
+async fn arrive<D: FrontDoor>(thread: &Rc<Thread<D>>, accepted: Accepted) -> Option<Arrived> {
+    let Accepted { socket, peer, role, security } = accepted;
+    let mut raw = match Raw::adopt(socket) {
+        Ok(raw) => raw,
+        Err(error) => {
+            tracing::warn!(%error, "rejected connection on client endpoint");
             return None;
         }
+    };
+    let mut read = BytesMut::new();
+    let is_secure = match security {
+        Security::Plain => false,
+        Security::Tls => true,
+        Security::Either => {
+            let more = tokio::time::timeout(limits::PREFACE_TIMEOUT, raw.read_buf(&mut read)).await;
+            more.ok()?.ok()?;
+            *read.first()? == TLS_HANDSHAKE
+        }
+    };
+    let (mut socket, certificate_name) = if is_secure {
+        handshake::accept(thread, raw, read.split().freeze(), peer).await?
+    } else {
+        (Socket::Plain(raw), None)
+    };
+    let first = tokio::time::timeout(limits::PREFACE_TIMEOUT, first_bytes(&mut socket, read));
+    let (is_http2, ahead) = first.await.ok()??;
+    Some(Arrived { socket, ahead, is_http2, caller: Caller { peer, role, is_secure, certificate_name } })
+}
+
+/// Reads, after what has been read, until it is clear which protocol it is; `None` if the connection closes before.
+async fn first_bytes(socket: &mut Socket, mut bytes: BytesMut) -> Option<(bool, Bytes)> {
+    loop {
         let length = bytes.len().min(PREFACE.len());
         if bytes[..length] != PREFACE[..length] {
             return Some((false, bytes.freeze()));
@@ -63,18 +110,22 @@ async fn first_bytes(socket: &mut Socket) -> Option<(bool, Bytes)> {
         if length == PREFACE.len() {
             return Some((true, bytes.freeze()));
         }
+        bytes.reserve(256);
+        if socket.read_buf(&mut bytes).await.ok()? == 0 {
+            return None;
+        }
     }
 }
 
-async fn serve_http1<D: FrontDoor>(thread: Rc<Thread<D>>, io: Io, role: Role, peer: Option<SocketAddr>) {
+async fn serve_http1<D: FrontDoor>(thread: Rc<Thread<D>>, io: Io, caller: Rc<Caller>) {
     let mut stopping = thread.stopping.clone();
     let asked = Rc::new(Cell::new(false));
     let upgrade = UpgradeSlot::default();
     let (seen, slot, served) = (asked.clone(), upgrade.clone(), thread.clone());
     let service = hyper::service::service_fn(move |request| {
         seen.set(true);
-        let (thread, slot) = (served.clone(), slot.clone());
-        let answer = async move { Ok::<_, Infallible>(http::respond(&thread, role, peer, Some(&slot), request).await) };
+        let (thread, caller, slot) = (served.clone(), caller.clone(), slot.clone());
+        let answer = async move { Ok::<_, Infallible>(http::respond(&thread, &caller, Some(&slot), request).await) };
         answer.boxed_local()
     });
     let mut connection = hyper::server::conn::http1::Builder::new()
@@ -115,7 +166,7 @@ async fn serve_http1<D: FrontDoor>(thread: Rc<Thread<D>>, io: Io, role: Role, pe
     }
 }
 
-async fn serve_http2<D: FrontDoor>(thread: Rc<Thread<D>>, io: Io, peer: Option<std::net::SocketAddr>) {
+async fn serve_http2<D: FrontDoor>(thread: Rc<Thread<D>>, io: Io, caller: Rc<Caller>) {
     let transport = thread.options.transport;
     let received = io.received();
     let handshake = h2::server::Builder::new()
@@ -156,8 +207,11 @@ async fn serve_http2<D: FrontDoor>(thread: Rc<Thread<D>>, io: Io, peer: Option<s
             }
         };
         match accepted {
+            Some(Ok((request, respond))) if is_for_grpc(&caller, &request) => {
+                tokio::task::spawn_local(grpc::handle(thread.clone(), caller.clone(), request, respond));
+            }
             Some(Ok((request, respond))) => {
-                tokio::task::spawn_local(grpc::handle(thread.clone(), peer, request, respond));
+                tokio::task::spawn_local(http2::handle(thread.clone(), caller.clone(), request, respond));
             }
             Some(Err(error)) => {
                 tracing::debug!(%error, "HTTP/2 connection ended");
@@ -165,6 +219,19 @@ async fn serve_http2<D: FrontDoor>(thread: Rc<Thread<D>>, io: Io, peer: Option<s
             }
             None => return,
         }
+    }
+}
+
+/// Encrypted connections carry gRPC and the rest of HTTP side by side, told apart as etcd does.
+fn is_for_grpc<B>(caller: &Caller, request: &::http::Request<B>) -> bool {
+    let names_grpc = |request: &::http::Request<B>| {
+        let content_type = request.headers().get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+        content_type.windows(GRPC.len()).any(|window| window == GRPC)
+    };
+    match caller.role {
+        Role::ClientGrpc => true,
+        Role::Client => !caller.is_secure || names_grpc(request),
+        Role::ClientHttp | Role::Metrics | Role::Peer => false,
     }
 }
 

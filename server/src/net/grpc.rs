@@ -6,7 +6,6 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{self, Poll};
 use std::time::Duration;
@@ -19,6 +18,7 @@ use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
+use super::connection::Caller;
 use super::dispatch::{Call, MessageStream, Serving, Status};
 use super::frames::{self, MessageReader, PREFIX_BYTES};
 use super::{FrontDoor, Thread};
@@ -30,12 +30,12 @@ use crate::rpc::{Rpc, RpcKind, is_service};
 /// Serves one stream.
 pub(crate) async fn handle<D: FrontDoor>(
     thread: Rc<Thread<D>>,
-    peer: Option<SocketAddr>,
+    caller: Rc<Caller>,
     request: ::http::Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) {
     let (head, body) = request.into_parts();
-    let headers = match Headers::read(&head, peer) {
+    let headers = match Headers::read(&head, &caller) {
         Ok(headers) => headers,
         Err(refusal) => return refuse(&mut respond, refusal),
     };
@@ -76,8 +76,10 @@ enum Refusal {
 
 impl Headers {
     /// One pass over the headers; they are few, and looking each name up would hash them all.
-    fn read(head: &request::Parts, peer: Option<SocketAddr>) -> Result<Self, Refusal> {
-        let mut headers = Self { context: Context { peer, ..Context::default() }, timeout: None };
+    fn read(head: &request::Parts, caller: &Caller) -> Result<Self, Refusal> {
+        let certificate_name = caller.certificate_name.clone();
+        let context = Context { peer: caller.peer, certificate_name, ..Context::default() };
+        let mut headers = Self { context, timeout: None };
         let absent = HeaderValue::from_static("");
         let mut content_type = &absent;
         let (mut token, mut authorization, mut encoding) = (None, None, None);
@@ -92,6 +94,8 @@ impl Headers {
                 "grpc-encoding" if value != "identity" && !value.is_empty() => encoding = Some(value),
                 "token" => token = token.or(Some(value)),
                 "authorization" => authorization = authorization.or(Some(value)),
+                // A gateway asks for somebody else: its own certificate must not speak for them.
+                "grpcgateway-accept" => headers.context.certificate_name = None,
                 "hasleader" => headers.context.requires_leader |= value == "true",
                 "client-api-version" => {
                     let version = std::str::from_utf8(value.as_bytes()).map(str::to_owned);

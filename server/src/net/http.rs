@@ -2,7 +2,6 @@
 //! hosts and origins, paths in their shortest form. Hands the JSON form of the API to `gateway`.
 
 use std::borrow::Cow;
-use std::net::SocketAddr;
 use std::rc::Rc;
 
 use ::http::header::{self, HeaderValue};
@@ -13,6 +12,7 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_enco
 
 use super::accept::Role;
 use super::body::{self, ResponseBody};
+use super::connection::Caller;
 use super::gateway::websocket::{self, UpgradeSlot};
 use super::{FrontDoor, Thread, gateway};
 use crate::request::Context;
@@ -42,25 +42,29 @@ const PATH: &AsciiSet = &CONTROLS
     .add(b'|')
     .add(b'}');
 
-/// Answers one request. `upgrade` is where a WebSocket is left to whoever drives the connection, if it can be one.
+/// Answers one request, which came over HTTP/1 or, encrypted, over HTTP/2. `upgrade` is where a WebSocket is left to
+/// whoever drives the connection, if it can be one.
 pub(crate) async fn respond<D: FrontDoor, B: Body<Data = Bytes> + 'static>(
     thread: &Rc<Thread<D>>,
-    role: Role,
-    peer: Option<SocketAddr>,
+    caller: &Caller,
     upgrade: Option<&UpgradeSlot>,
     request: Request<B>,
 ) -> Response<ResponseBody> {
-    if role == Role::Client && !host_allowed(&thread.options.host_whitelist, request.headers()) {
+    let role = caller.role;
+    // A page that was led here by a forged name cannot have been encrypted with our certificate.
+    let is_checked = role.serves_http() && !caller.is_secure;
+    if is_checked && !host_allowed(&thread.options.host_whitelist, &request) {
+        tracing::warn!(host = host(&request), "rejecting HTTP request to prevent DNS rebinding attacks");
         return answer(StatusCode::MISDIRECTED_REQUEST, TEXT, "host is not allowed\n");
     }
     let origin = allowed_origin(&thread.options.cors, request.headers());
     let mut response = match origin {
-        _ if role == Role::Client && request.method() == Method::OPTIONS => {
+        _ if role.serves_http() && request.method() == Method::OPTIONS => {
             Response::new(ResponseBody::Whole(Bytes::new()))
         }
-        _ => route(thread, role, peer, upgrade, request).await,
+        _ => route(thread, caller, upgrade, request).await,
     };
-    if let (Some(origin), Role::Client) = (origin, role) {
+    if let (Some(origin), true) = (origin, role.serves_http()) {
         let headers = response.headers_mut();
         let methods = HeaderValue::from_static("POST, GET, OPTIONS, PUT, DELETE");
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
@@ -73,11 +77,11 @@ pub(crate) async fn respond<D: FrontDoor, B: Body<Data = Bytes> + 'static>(
 
 async fn route<D: FrontDoor, B: Body<Data = Bytes> + 'static>(
     thread: &Rc<Thread<D>>,
-    role: Role,
-    peer: Option<SocketAddr>,
+    caller: &Caller,
     upgrade: Option<&UpgradeSlot>,
     request: Request<B>,
 ) -> Response<ResponseBody> {
+    let role = caller.role;
     let (head, body) = request.into_parts();
     let query = head.uri.query().unwrap_or("");
     // etcd knows an older prefix of the same routes.
@@ -85,13 +89,14 @@ async fn route<D: FrontDoor, B: Body<Data = Bytes> + 'static>(
         Some(rest) => format!("{}{rest}", gateway::PREFIX).into(),
         None => head.uri.path().into(),
     };
-    let has_gateway = role == Role::Client && thread.options.gateway;
+    let has_gateway = role.serves_http() && thread.options.gateway;
     if let Some(shortest) = shortest(&path, has_gateway) {
         return redirect(&head.method, &shortest, query);
     }
     let path = percent_decode_str(&path).decode_utf8_lossy();
     if has_gateway && path.starts_with(gateway::PREFIX) {
-        let context = Context { peer, ..Context::default() };
+        // The name of a certificate stands for nobody here, as in etcd.
+        let context = Context { peer: caller.peer, ..Context::default() };
         if let Some(slot) = upgrade.filter(|_| websocket::is_wanted(&head.headers)) {
             return websocket::accept(&head, path.into_owned(), context, slot);
         }
@@ -111,8 +116,10 @@ async fn plain<D: FrontDoor>(
 ) -> Response<ResponseBody> {
     let reads = method == Method::GET;
     match (path, role) {
-        ("/version", Role::Client | Role::Peer) if reads => answer(StatusCode::OK, JSON, crate::version::json()),
-        ("/version", Role::Client | Role::Peer) => not_allowed(),
+        ("/version", Role::Client | Role::ClientHttp | Role::Peer) if reads => {
+            answer(StatusCode::OK, JSON, crate::version::json())
+        }
+        ("/version", Role::Client | Role::ClientHttp | Role::Peer) => not_allowed(),
         (_, Role::Peer) => not_found(),
         ("/metrics", _) => answer(StatusCode::OK, METRICS, thread.metrics.text()),
         ("/health", _) if reads => health(thread, query).await,
@@ -292,14 +299,20 @@ fn values<'a>(query: &'a str, name: &'a str) -> impl Iterator<Item = &'a str> {
         .filter_map(move |part| part.split_once('=').filter(|(key, _)| *key == name).map(|(_, value)| value))
 }
 
-/// Whether the Host header names an allowed host; an empty list allows all.
-fn host_allowed(allowed: &[String], headers: &HeaderMap) -> bool {
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("");
-    let name = match host.rsplit_once(':') {
+/// The host that a request is for, without port.
+fn host<B>(request: &Request<B>) -> &str {
+    let header = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    // HTTP/2 has no such header.
+    let host = header.or(request.uri().authority().map(|authority| authority.as_str())).unwrap_or("");
+    match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,
-    };
-    allowed.is_empty() || allowed.iter().any(|allowed| allowed == name)
+    }
+}
+
+/// Whether a request is for an allowed host; an empty list allows all.
+fn host_allowed<B>(allowed: &[String], request: &Request<B>) -> bool {
+    allowed.is_empty() || allowed.iter().any(|allowed| allowed == host(request))
 }
 
 /// What `Access-Control-Allow-Origin` says: `*` where all are allowed, the origin where it is listed, else nothing.

@@ -6,13 +6,19 @@
 pub mod accept;
 mod authority;
 mod body;
+mod client_certs;
 mod connection;
 mod dispatch;
 mod frames;
 mod gateway;
 mod grpc;
+mod handshake;
 mod http;
+mod http2;
 mod io;
+mod newcomers;
+mod self_made;
+pub mod tls;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -85,6 +91,8 @@ pub struct NetOptions {
     pub gateway: bool,
     /// How long calls under way may take to end when the member stops.
     pub grace: Duration,
+    /// What secure listeners need; `None` where there are none.
+    pub tls: Option<Arc<tls::Tls>>,
 }
 
 /// What the connections of one net thread share.
@@ -97,6 +105,8 @@ pub(crate) struct Thread<D> {
     pub stopping: watch::Receiver<bool>,
     /// Held by the gateway's request bodies.
     pub gateway_bytes: Rc<Cell<usize>>,
+    pub newcomers: Rc<newcomers::Newcomers>,
+    pub handshake_log: handshake::FailureLog,
     connections: Cell<usize>,
     idle: Notify,
 }
@@ -141,8 +151,19 @@ impl NetThreads {
                     let (connections, idle) = (Cell::new(0), Notify::new());
                     let door = build(number);
                     let gateway_bytes = Rc::default();
-                    let thread =
-                        Thread { door, options, metrics, counters, stopping, gateway_bytes, connections, idle };
+                    let (newcomers, handshake_log) = (Rc::default(), handshake::FailureLog::default());
+                    let thread = Thread {
+                        door,
+                        options,
+                        metrics,
+                        counters,
+                        stopping,
+                        newcomers,
+                        handshake_log,
+                        gateway_bytes,
+                        connections,
+                        idle,
+                    };
                     run(Rc::new(thread), inbox, jobs).await;
                 };
                 local.block_on(&runtime, turn);

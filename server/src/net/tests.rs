@@ -25,6 +25,7 @@ use crate::request::MessageParts;
 use crate::rpc::Rpc;
 
 mod stop;
+mod tls;
 
 /// Answers by the key of a request; counts what it sees.
 struct FakeDoor {
@@ -77,6 +78,10 @@ impl FrontDoor for FakeDoor {
                 b"later" => {
                     tokio::time::sleep(Duration::from_millis(30)).await;
                     Ok(Reply::Put(pb::PutResponse::default()))
+                }
+                b"who" => {
+                    let name = context.certificate_name.unwrap_or("nobody".into());
+                    Err(Error::Internal(name.to_string()))
                 }
                 b"token" => {
                     let text = String::from_utf8_lossy(&context.token.unwrap_or_default()).into_owned();
@@ -198,6 +203,15 @@ impl Server {
     }
 
     fn start_for_origins(transport: TransportOptions, cors: Vec<String>) -> Self {
+        Self::start_on(&["http://127.0.0.1:0"], transport, cors, None)
+    }
+
+    fn start_on(
+        urls: &[&str],
+        transport: TransportOptions,
+        cors: Vec<String>,
+        tls: Option<Arc<super::tls::Tls>>,
+    ) -> Self {
         let seen = Arc::new(Seen::default());
         let options = NetOptions {
             threads: 2,
@@ -207,29 +221,21 @@ impl Server {
             host_whitelist: Vec::new(),
             gateway: true,
             grace: Duration::from_millis(500),
+            tls,
         };
         let metrics = Metrics::new(2, Arc::new(Sample::default));
         let door_seen = seen.clone();
         let build = move |_| Rc::new(FakeDoor { seen: door_seen.clone() });
         let threads = NetThreads::start(options, metrics.clone(), build).expect("threads");
-        let any = parse_url("http://127.0.0.1:0").expect("url");
-        let listeners = bind(&[any], Role::Client, SocketOptions::default()).expect("port");
+        let urls: Vec<_> = urls.iter().map(|url| parse_url(url).expect("url")).collect();
+        let listeners = bind(&urls, Role::Client, SocketOptions::default()).expect("port");
         let address = listeners[0].local_address().expect("address");
         threads.listen(listeners);
         Self { threads, metrics, address, seen }
     }
 
     async fn connect(&self) -> Client {
-        let stream = tokio::net::TcpStream::connect(self.address).await.expect("connect");
-        let (send, connection) = h2::client::Builder::new()
-            .initial_max_send_streams(100_000)
-            // So that one stream that is not read does not use up the connection.
-            .initial_connection_window_size(4 << 20)
-            .handshake(stream)
-            .await
-            .expect("handshake");
-        let driver = tokio::spawn(connection);
-        Client { send, driver }
+        Client::over(tokio::net::TcpStream::connect(self.address).await.expect("connect")).await
     }
 
     /// One HTTP/1 exchange: status and body.
@@ -248,6 +254,20 @@ impl Server {
 struct Client {
     send: SendRequest<Bytes>,
     driver: tokio::task::JoinHandle<Result<(), h2::Error>>,
+}
+
+impl Client {
+    async fn over<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static>(stream: S) -> Self {
+        let (send, connection) = h2::client::Builder::new()
+            .initial_max_send_streams(100_000)
+            // So that one stream that is not read does not use up the connection.
+            .initial_connection_window_size(4 << 20)
+            .handshake(stream)
+            .await
+            .expect("handshake");
+        let driver = tokio::spawn(connection);
+        Self { send, driver }
+    }
 }
 
 /// What came back: HTTP status, message bytes, gRPC status and text.
