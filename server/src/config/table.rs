@@ -187,7 +187,7 @@ const SECURITY: &[Flag] = &[
 
 #[rustfmt::skip] // A table reads by its columns.
 const AUTH: &[Flag] = &[
-    used   ("auth-token", Text, "simple", "kind of tokens: simple, or jwt,sign-method=..,pub-key=..,priv-key=..,ttl=.."),
+    used   ("auth-token", Text, "simple", "kind of tokens: simple, or jwt with sign-method=, pub-key=, priv-key=, ttl="),
     used   ("bcrypt-cost", Unsigned, "10", "cost of hashing a password, 4 to 31"),
     used   ("auth-token-ttl", Unsigned, "300", "life of a simple token in seconds, from its last use"),
 ];
