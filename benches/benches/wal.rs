@@ -48,7 +48,7 @@ impl Log {
             let entry = LogEntry { id, kind: EntryKind::Commands, payload: self.payload.clone() };
             self.wal.append(vec![entry], Box::new(|result| result.expect("durable"))).expect("accepted");
         }
-        black_box(self.worker.step(false).expect("written"));
+        black_box(self.worker.step().expect("written"));
         if self.next / RELEASE_EVERY != (self.next - count) / RELEASE_EVERY {
             self.wal.release(LogId { term: 1, index: self.next - 1 }).expect("accepted");
         }

@@ -172,6 +172,11 @@ impl Inbox {
         }
     }
 
+    /// Whether nothing waits to be taken.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.lock().proposals.is_empty()
+    }
+
     /// Waits until there is something and takes all of it. `spare` is an empty vector whose memory is used next.
     pub(crate) async fn take(&self, spare: Vec<Proposal>) -> Vec<Proposal> {
         let mut spare = Some(spare);

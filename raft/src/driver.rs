@@ -21,6 +21,7 @@ use daymark_storage::wal::{Identity, Wal};
 use crate::batch::{Inbox, ProposeError};
 use crate::bootstrap::{self, Bootstrap};
 use crate::config::{self, limits};
+use crate::executor::Executor;
 use crate::handle::{Handle, Metrics};
 use crate::log_store::LogStore;
 use crate::pending::{AppliedProgress, BatchResponder, Pending};
@@ -152,6 +153,12 @@ impl Shared {
         }
     }
 
+    /// Whether the thread "raft" may do other threads' work instead of waking them: a lone voter has nobody to talk to
+    /// meanwhile and no election to miss, and nothing else waits to be proposed.
+    pub(crate) fn may_wait_for_disk(&self) -> bool {
+        self.read_gate.index().is_some() && self.inbox.is_empty()
+    }
+
     pub(crate) fn durable(&self) -> Option<LogId> {
         *self.durable.lock()
     }
@@ -198,10 +205,13 @@ pub fn start(
         bootstrap: options.bootstrap,
         opened,
     };
-    thread::Builder::new().name("raft".into()).spawn(move || run(member, apply, on_fatal))?;
+    let runtime = runtime::build()?;
+    let executor = Executor::new(runtime.handle().clone());
+    let theirs = executor.clone();
+    thread::Builder::new().name("raft".into()).spawn(move || run(member, &runtime, theirs, apply, on_fatal))?;
     let gone = || StartError::Open("the thread \"raft\" ended while it started".into());
     let metrics = answer.recv().map_err(|_| gone())??;
-    Ok(Handle::new(shared, wal, metrics))
+    Ok(Handle::new(shared, wal, metrics, executor))
 }
 
 struct Member {
@@ -213,7 +223,13 @@ struct Member {
 }
 
 /// The thread. `finished` is told last, when openraft and with it [`Apply`] are gone.
-fn run(member: Member, apply: Box<dyn Apply>, on_fatal: Box<dyn FnOnce(String) + Send>) {
+fn run(
+    member: Member,
+    runtime: &tokio::runtime::Runtime,
+    executor: Arc<Executor>,
+    apply: Box<dyn Apply>,
+    on_fatal: Box<dyn FnOnce(String) + Send>,
+) {
     let shared = member.shared.clone();
     let mut on_fatal = Some(on_fatal);
     let mut fatal = |why: String| {
@@ -221,10 +237,8 @@ fn run(member: Member, apply: Box<dyn Apply>, on_fatal: Box<dyn FnOnce(String) +
             on_fatal(why);
         }
     };
-    let ran = catch_unwind(AssertUnwindSafe(|| match runtime::build() {
-        Ok(runtime) => runtime.block_on(member.run(apply, &mut fatal)),
-        Err(error) => drop(member.opened.send(Err(error.into()))),
-    }));
+    let work = runtime::drive(executor, member.run(apply, &mut fatal));
+    let ran = catch_unwind(AssertUnwindSafe(|| runtime.block_on(work)));
     if ran.is_err() {
         shared.close();
         fatal("the thread \"raft\" panicked".into());
@@ -248,18 +262,14 @@ impl Member {
         let ended = tokio::select! {
             biased;
             _ = stopping.wait_for(|stopping| *stopping) => None,
-            ended = loops.join_next() => Some(ended),
+            ended = loops.first_to_end() => Some(ended),
         };
         shared.close();
         if let Some(ended) = ended {
-            let seen = match ended {
-                Some(Ok(why)) => why,
-                Some(Err(error)) => error.to_string(),
-                None => "raft's loops ended".into(),
-            };
+            let seen = ended.unwrap_or_else(|error| error.to_string());
             fatal(cause(&raft).unwrap_or(seen));
         }
-        loops.shutdown().await;
+        drop(loops);
         if let Err(error) = raft.shutdown().await {
             tracing::error!(%error, "openraft did not end cleanly");
         }

@@ -13,6 +13,7 @@ use daymark_storage::wal::Wal;
 
 use crate::batch::{CommandBatch, ProposeError};
 use crate::driver::Shared;
+use crate::executor::Executor;
 use crate::status::RaftStatus;
 use crate::types::TypeConfig;
 
@@ -28,6 +29,7 @@ struct Inner {
     shared: Arc<Shared>,
     wal: Wal,
     metrics: Metrics,
+    executor: Arc<Executor>,
 }
 
 impl Drop for Inner {
@@ -38,14 +40,25 @@ impl Drop for Inner {
 }
 
 impl Handle {
-    pub(crate) fn new(shared: Arc<Shared>, wal: Wal, metrics: Metrics) -> Self {
-        Self { inner: Arc::new(Inner { shared, wal, metrics }) }
+    pub(crate) fn new(shared: Arc<Shared>, wal: Wal, metrics: Metrics, executor: Arc<Executor>) -> Self {
+        Self { inner: Arc::new(Inner { shared, wal, metrics, executor }) }
     }
 
     /// Hands a batch to the thread "raft"; it becomes one log entry. Does not block. The outcome reaches the waiter
     /// only: by apply, or by [`Waiter::fail`](crate::Waiter::fail), which may be called before this returns.
     pub fn propose(&self, batch: CommandBatch) {
         self.inner.shared.inbox.push(batch);
+    }
+
+    /// Like [`Self::propose`], for a caller that has nothing else to do: where possible the work of the threads "raft",
+    /// "wal" and "apply" is done on the calling thread, so that for a lone voter the outcome may be there on return. It
+    /// then has waited for the disk.
+    pub fn propose_here(&self, batch: CommandBatch) {
+        let Inner { shared, executor, .. } = &*self.inner;
+        match shared.read_gate.index() {
+            Some(_) => executor.run_here(|| shared.inbox.push(batch)),
+            None => shared.inbox.push(batch),
+        }
     }
 
     /// For a lone voter that leads: the index that the published state must have reached for a linearizable read. That
@@ -82,7 +95,7 @@ impl Handle {
     /// A picture of this moment. Costs an allocation; for every request there are [`Self::term`] and
     /// [`Self::read_barrier_now`].
     pub fn status(&self) -> Arc<RaftStatus> {
-        let Inner { shared, wal, metrics } = &*self.inner;
+        let Inner { shared, wal, metrics, .. } = &*self.inner;
         let view = shared.published.view();
         let quorum_age = match (view.is_leader, view.sole_voter) {
             (false, _) => None,

@@ -14,6 +14,7 @@
 mod types;
 
 mod config;
+mod executor;
 mod runtime;
 
 mod handle;

@@ -90,7 +90,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     {
         let entries = self.wal_entries(entries);
         let report = move |result: Result<(), StorageError>| callback.io_completed(result.map_err(io_error));
-        self.wal.append(entries, Box::new(report)).map_err(io_error)
+        let appended = match self.shared.may_wait_for_disk() {
+            true => self.wal.append_here(entries, Box::new(report)),
+            false => self.wal.append(entries, Box::new(report)),
+        };
+        appended.map_err(io_error)
     }
 
     async fn truncate_after(&mut self, last_kept: Option<RaftLogId>) -> io::Result<()> {

@@ -3,21 +3,128 @@
 
 #![allow(clippy::disallowed_methods, reason = "this is the seam of clock and randomness")]
 
+use std::future::Future;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::select_all;
+use openraft::AsyncRuntime;
+use openraft::OptionalSend;
+use openraft::impls::TokioRuntime;
 use rand::RngExt;
 
-/// The runtime that openraft spawns, sleeps and draws election timeouts with.
-pub(crate) type Runtime = openraft::impls::TokioRuntime;
+use crate::executor::{self, Executor, JoinError, JoinHandle};
 
-/// Tasks that end together: openraft's feeders on the thread "raft".
-pub(crate) type Tasks<T> = tokio::task::JoinSet<T>;
+/// What openraft spawns, sleeps and draws election timeouts with: tokio's timers and channels, our own [`executor`].
+#[derive(Debug)]
+pub struct Runtime;
+
+impl AsyncRuntime for Runtime {
+    type JoinError = JoinError;
+    type JoinHandle<T: OptionalSend + 'static> = JoinHandle<T>;
+    type Sleep = <TokioRuntime as AsyncRuntime>::Sleep;
+    type Instant = <TokioRuntime as AsyncRuntime>::Instant;
+    type TimeoutError = <TokioRuntime as AsyncRuntime>::TimeoutError;
+    type Timeout<R, T: Future<Output = R> + OptionalSend> = <TokioRuntime as AsyncRuntime>::Timeout<R, T>;
+    type ThreadLocalRng = <TokioRuntime as AsyncRuntime>::ThreadLocalRng;
+    type Mpsc = <TokioRuntime as AsyncRuntime>::Mpsc;
+    type Watch = <TokioRuntime as AsyncRuntime>::Watch;
+    type Oneshot = <TokioRuntime as AsyncRuntime>::Oneshot;
+    type Mutex<T: OptionalSend + 'static> = <TokioRuntime as AsyncRuntime>::Mutex<T>;
+
+    fn spawn<T>(future: T) -> Self::JoinHandle<T::Output>
+    where
+        T: Future + OptionalSend + 'static,
+        T::Output: OptionalSend + 'static,
+    {
+        executor::spawn(future)
+    }
+
+    fn sleep(duration: Duration) -> Self::Sleep {
+        TokioRuntime::sleep(duration)
+    }
+
+    fn sleep_until(deadline: Self::Instant) -> Self::Sleep {
+        TokioRuntime::sleep_until(deadline)
+    }
+
+    fn timeout<R, F: Future<Output = R> + OptionalSend>(duration: Duration, future: F) -> Self::Timeout<R, F> {
+        TokioRuntime::timeout(duration, future)
+    }
+
+    fn timeout_at<R, F: Future<Output = R> + OptionalSend>(deadline: Self::Instant, future: F) -> Self::Timeout<R, F> {
+        TokioRuntime::timeout_at(deadline, future)
+    }
+
+    fn is_panic(error: &JoinError) -> bool {
+        matches!(error, JoinError::Panicked(_))
+    }
+
+    fn thread_rng() -> Self::ThreadLocalRng {
+        TokioRuntime::thread_rng()
+    }
+
+    /// Only openraft's own test suite asks for a runtime of its own.
+    fn new(_threads: usize) -> Self {
+        Self
+    }
+
+    fn block_on<F: Future<Output = T>, T>(&mut self, future: F) -> T {
+        let runtime = build().expect("the system can make one more runtime");
+        runtime.block_on(drive(Executor::new(runtime.handle().clone()), future))
+    }
+}
+
+/// Runs `future`, and beside it all tasks of `executor`, which are dropped when it has ended.
+pub(crate) async fn drive<T>(executor: Arc<Executor>, future: impl Future<Output = T>) -> T {
+    let _closes = CloseOnDrop(executor.clone());
+    let _entered = executor.enter();
+    tokio::select! {
+        result = future => result,
+        () = executor.drive() => unreachable!("it never returns"),
+    }
+}
+
+/// Tasks are dropped even if the future panics.
+struct CloseOnDrop(Arc<Executor>);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// Tasks that end together: openraft's feeders.
+pub(crate) struct Tasks<T>(Vec<JoinHandle<T>>);
+
+impl<T: Send + 'static> Tasks<T> {
+    pub(crate) fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    pub(crate) fn spawn(&mut self, future: impl Future<Output = T> + Send + 'static) {
+        self.0.push(executor::spawn(future));
+    }
+
+    /// Waits for the first that ends.
+    pub(crate) async fn first_to_end(&mut self) -> Result<T, JoinError> {
+        let (ended, place, _) = select_all(self.0.iter_mut()).await;
+        self.0.swap_remove(place);
+        ended
+    }
+}
+
+impl<T> Drop for Tasks<T> {
+    fn drop(&mut self) {
+        self.0.iter().for_each(JoinHandle::abort);
+    }
+}
 
 /// A point in time, for deadlines only.
 pub(crate) type Instant = tokio::time::Instant;
 
-/// The runtime of the thread "raft": it and everything openraft spawns stay on that one thread.
+/// The runtime of the thread "raft": its timers.
 pub(crate) fn build() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_time().build()
 }

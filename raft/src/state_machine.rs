@@ -57,6 +57,10 @@ pub trait Apply: Send + 'static {
     fn applied(&mut self) -> Result<Applied, StorageError>;
     /// Takes over committed entries, in log order and without gaps. Only enqueues; an error stops the member.
     fn submit(&mut self, entries: Vec<Committed>) -> Result<(), StorageError>;
+    /// Like [`Apply::submit`], but the calling thread has nothing better to do: the entries may be applied here.
+    fn submit_or_apply(&mut self, entries: Vec<Committed>) -> Result<(), StorageError> {
+        self.submit(entries)
+    }
 }
 
 /// openraft's state machine over an [`Apply`].
@@ -133,7 +137,12 @@ impl StateMachine {
         self.submitted.chunks.push_back((last.index, chunk.bytes as u64));
         self.submitted.bytes += chunk.bytes as u64;
         self.shared.note_committed(last);
-        self.apply.get_mut().submit(mem::take(&mut chunk.entries)).map_err(io_error)?;
+        let (apply, entries) = (self.apply.get_mut(), mem::take(&mut chunk.entries));
+        let submitted = match self.shared.may_wait_for_disk() {
+            true => apply.submit_or_apply(entries),
+            false => apply.submit(entries),
+        };
+        submitted.map_err(io_error)?;
         if chunk.blank.is_some() {
             self.shared.blank.send_replace(chunk.blank);
         }

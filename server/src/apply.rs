@@ -18,6 +18,7 @@ use crossbeam_queue::SegQueue;
 use daymark_raft::{Applied, AppliedProgress, Apply, Committed, EntryBody, Waiter};
 use daymark_storage::mvcc::{Event, Writer};
 use daymark_storage::{LogId, Result, StorageError};
+use parking_lot::Mutex;
 
 use daymark_api::etcdserverpb as pb;
 use daymark_api::etcdserverpb::response_op::Response;
@@ -275,6 +276,8 @@ struct Queue {
 /// Raft's end of the queue.
 pub struct ApplyQueue {
     queue: Arc<Queue>,
+    /// Locked by the thread "apply" while it works.
+    applier: Arc<Mutex<Applier>>,
     thread: Thread,
     applied: Applied,
 }
@@ -292,6 +295,27 @@ impl Apply for ApplyQueue {
         self.wake();
         Ok(())
     }
+
+    /// Applies a few bytes at once if the thread "apply" has nothing to do. Saves a lone writer the way there.
+    fn submit_or_apply(&mut self, entries: Vec<Committed>) -> Result<()> {
+        if payload_bytes(&entries) <= limits::APPLY_HERE_BYTES_MAX
+            && let Some(mut applier) = self.applier.clone().try_lock()
+            // Entries are put in by this caller only, and taken out under the lock: none is ahead of these.
+            && self.queue.chunks.is_empty()
+            && !self.queue.failed.load(Ordering::Acquire)
+        {
+            return applier.step(entries);
+        }
+        self.submit(entries)
+    }
+}
+
+fn payload_bytes(entries: &[Committed]) -> usize {
+    let bytes = |entry: &Committed| match &entry.body {
+        EntryBody::Commands { bytes, .. } | EntryBody::Membership(bytes) => bytes.len(),
+        EntryBody::Blank => 0,
+    };
+    entries.iter().map(bytes).sum()
 }
 
 impl ApplyQueue {
@@ -340,7 +364,7 @@ impl Queue {
 /// Starts the thread "apply". It ends when raft drops the queue and everything in it is applied, or with an error,
 /// which is given to `on_fatal`.
 pub fn start(
-    mut applier: Applier,
+    applier: Applier,
     on_fatal: Box<dyn FnOnce(String) + Send>,
 ) -> std::io::Result<(ApplyQueue, JoinHandle<()>)> {
     let queue = Arc::new(Queue {
@@ -350,10 +374,12 @@ pub fn start(
         asleep: AtomicBool::new(false),
     });
     let (applied, ours) = (applier.applied(), queue.clone());
+    let applier = Arc::new(Mutex::new(applier));
+    let shared = applier.clone();
     let join = thread::Builder::new().name("apply".into()).spawn(move || {
         let worked = catch_unwind(AssertUnwindSafe(|| {
             while ours.wait() {
-                applier.step(ours.take())?;
+                shared.lock().step(ours.take())?;
             }
             Ok::<_, StorageError>(())
         }));
@@ -366,7 +392,7 @@ pub fn start(
         on_fatal(facts);
     })?;
     let thread = join.thread().clone();
-    Ok((ApplyQueue { queue, thread, applied }, join))
+    Ok((ApplyQueue { queue, applier, thread, applied }, join))
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {

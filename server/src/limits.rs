@@ -112,6 +112,9 @@ pub const COMMANDS_WAITING_BYTES_MAX: usize = 64 << 20;
 /// How often a net thread looks for commands that waited too long and gives watchers a turn without a cause.
 pub const NET_TICK: Duration = Duration::from_millis(100);
 
+/// Entries of at most so many bytes may be applied on the thread "raft" when the thread "apply" has nothing to do.
+pub const APPLY_HERE_BYTES_MAX: usize = 16 << 10;
+
 /// Size of one write batch at which apply commits it and begins another.
 pub const WRITE_BATCH_BYTES_MAX: usize = 8 << 20;
 /// Applied batches that wait for one net thread, in bytes; what does not fit is read from history.

@@ -56,6 +56,8 @@ pub struct Mailbox {
     wants_events: AtomicBool,
     /// The thread has readers that wait for an applied index.
     wants_applied: AtomicBool,
+    /// The thread will look by itself, see [`Mailbox::without_wakes`].
+    is_awake: AtomicBool,
     wake: Notify,
 }
 
@@ -70,6 +72,7 @@ impl Mailbox {
             left_out: AtomicI64::new(0),
             wants_events: AtomicBool::new(false),
             wants_applied: AtomicBool::new(false),
+            is_awake: AtomicBool::new(false),
             wake: Notify::new(),
         })
     }
@@ -116,7 +119,18 @@ impl Mailbox {
 
     /// Wakes the net thread; many wakes before it runs count as one.
     pub fn wake(&self) {
-        self.wake.notify_one();
+        // Pairs with `without_wakes`: what was pushed before this load is seen by who looks after that store.
+        if !self.is_awake.load(Ordering::SeqCst) {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Net thread: does something during which it need not be woken. Afterwards it has to drain everything, as after a
+    /// wake.
+    pub fn without_wakes(&self, work: impl FnOnce()) {
+        self.is_awake.store(true, Ordering::SeqCst);
+        work();
+        self.is_awake.store(false, Ordering::SeqCst);
     }
 
     /// Net thread: declares whether applied batches are wanted. After setting it the thread must load the published

@@ -6,7 +6,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use daymark_raft::{AppliedProgress, Committed, EntryBody};
+use daymark_api::etcdserverpb as pb;
+use daymark_raft::{AppliedProgress, Apply, Committed, EntryBody};
 use daymark_server::apply::Applier;
 use daymark_server::mailbox::{CommandResult, Mailbox, ReplyTo};
 use daymark_server::state::lease;
@@ -224,4 +225,35 @@ proptest! {
     ) {
         check_replay(&after(with_users(), commands), flushed)?;
     }
+}
+
+fn put(number: u64) -> Generated {
+    Generated::Put(pb::PutRequest { key: "k".into(), value: number.to_string().into(), ..Default::default() })
+}
+
+/// A few bytes for an idle apply are applied by whoever brings them; everything else in order by its thread.
+#[test]
+fn entries_are_applied_by_whoever_is_free_and_in_order() {
+    let machine = Machine::open(MemBackend::new());
+    let entries: Vec<_> = (1..=400).map(|index| machine.entry(index, &[put(index)])).collect();
+    let Machine { mailbox, views, applier, .. } = machine;
+    let (mut queue, thread) = daymark_server::apply::start(applier, Box::new(|why| panic!("{why}"))).expect("a thread");
+    let mut at_once = 0;
+    for (number, entry) in entries.into_iter().enumerate() {
+        let index = entry.id.index;
+        match number % 5 {
+            4 => queue.submit(vec![entry]).expect("taken"),
+            _ => queue.submit_or_apply(vec![entry]).expect("taken"),
+        }
+        at_once += usize::from(number % 5 != 4 && views.applied_index() == index);
+    }
+    drop(queue);
+    thread.join().expect("it ends when all is applied");
+    assert_eq!(views.applied_index(), 400);
+    assert!(at_once > 0, "an idle apply is not woken");
+    let mut batches = Vec::new();
+    while let Some(replies) = mailbox.pop_replies() {
+        batches.push(replies.batch);
+    }
+    assert_eq!(batches, (1..=400).collect::<Vec<u64>>(), "answered in order");
 }

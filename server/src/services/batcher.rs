@@ -158,14 +158,28 @@ impl Batcher {
         }
     }
 
+    /// Takes the open batch without waiting for the end of the tick, if it is one command and nothing else is in flight.
+    /// The caller proposes it.
+    pub fn take_lone(&self) -> Option<CommandBatch> {
+        let mut state = self.state.borrow_mut();
+        let is_lone = state.open.callers.len() == 1 && state.in_flight.is_empty() && state.full.is_empty();
+        let (number, bytes, count) = is_lone.then(|| state.seal(true)).flatten()?;
+        drop(state);
+        Some(self.command_batch(number, bytes, count))
+    }
+
     /// Proposes full batches and, at the end of a tick, the open one, as far as there is room.
     fn seal(&self, ends_tick: bool) {
         loop {
             let sealed = self.state.borrow_mut().seal(ends_tick);
             let Some((number, bytes, count)) = sealed else { return };
-            let waiter = Box::new(ReplyTo { mailbox: self.mailbox.clone(), batch: number });
-            (self.propose)(CommandBatch { bytes: bytes.freeze(), count, waiter });
+            (self.propose)(self.command_batch(number, bytes, count));
         }
+    }
+
+    fn command_batch(&self, number: u64, bytes: BytesMut, count: u32) -> CommandBatch {
+        let waiter = Box::new(ReplyTo { mailbox: self.mailbox.clone(), batch: number });
+        CommandBatch { bytes: bytes.freeze(), count, waiter }
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub mod batcher;
 pub mod check;
+pub mod lone;
 pub mod pool;
 pub mod scan;
 
@@ -53,6 +54,7 @@ use crate::views::Views;
 use crate::watch::{Engine, WatchTurn};
 
 use batcher::Batcher;
+use lone::LoneWriter;
 use pool::Pool;
 use reclaim::LongWork;
 
@@ -119,6 +121,7 @@ pub struct Door {
     member: Arc<Member>,
     mailbox: Arc<Mailbox>,
     batcher: Batcher,
+    lone_writer: LoneWriter,
     pool: Pool,
     /// Readers that wait until the applied index reaches theirs.
     readers: RefCell<Vec<(u64, Waker)>>,
@@ -141,6 +144,7 @@ impl Door {
             member,
             mailbox,
             batcher,
+            lone_writer: LoneWriter::default(),
             pool: Pool::default(),
             readers: RefCell::default(),
             engine: RefCell::default(),
@@ -206,6 +210,7 @@ impl Door {
 
     /// Answers one unary call.
     pub async fn call(&self, context: Context, request: Request) -> Result<Reply, Error> {
+        self.lone_writer.on_call();
         let result = self.answer(context, request).await;
         if let Err(Error::Internal(facts)) = &result {
             // The backend could not be read: what it says next is not to be trusted either.
@@ -346,7 +351,17 @@ impl Door {
     /// Replicates a command; resolves to what apply answered.
     pub async fn propose(&self, kind: Kind, identity: Option<Identity>, message: &impl Message) -> CommandResult {
         check::size(message, self.member.settings.max_request_bytes)?;
-        self.batcher.submit(kind, identity.as_ref(), message)?.await
+        let (write, began) = (self.lone_writer.begin(), Instant::now());
+        let submitted = self.batcher.submit(kind, identity.as_ref(), message)?;
+        if self.lone_writer.may_wait()
+            && let Some(batch) = self.batcher.take_lone()
+        {
+            self.mailbox.without_wakes(|| self.member.raft.propose_here(batch));
+            self.handle_mail();
+        }
+        let result = submitted.await;
+        self.lone_writer.end(&write, began.elapsed());
+        result
     }
 
     /// Replicates a command of this member's own, which no client's limit binds.

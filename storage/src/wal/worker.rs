@@ -2,9 +2,9 @@
 //! that a simulator can drive it; [`run`] is the thread around it. Makes no decision about entries.
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -116,6 +116,7 @@ impl WalWorker {
             control_reserve_bytes: control_reserve_bytes(options.segment_bytes),
             state: Mutex::new(state),
             wake: Condvar::new(),
+            worker: OnceLock::new(),
             full: setup.full,
             counters: Counters::default(),
         });
@@ -149,15 +150,15 @@ impl WalWorker {
     }
 
     /// Drains the queue up to and including the first vote (log and vote keep their order), writes it at once, syncs
-    /// once, tells everybody. With `wait`, waits for work. After an error the worker is dead and only returns it.
-    pub fn step(&mut self, wait: bool) -> Result<StepOutcome> {
+    /// once, tells everybody. After an error the worker is dead and only returns it.
+    pub fn step(&mut self) -> Result<StepOutcome> {
         if let Some(error) = &self.dead {
             return match error {
                 StorageError::Stopped => Ok(StepOutcome::Stopped),
                 error => Err(error.clone()),
             };
         }
-        let worked = self.take_batch(wait);
+        let worked = self.take_batch();
         let stopped = matches!(self.batch.last(), Some(Op::Stop { .. }));
         let done = if worked { self.perform() } else { Ok(()) };
         let count = self.batch.len();
@@ -181,13 +182,8 @@ impl WalWorker {
     }
 
     /// Takes operations off the queue; false if there are none.
-    fn take_batch(&mut self, wait: bool) -> bool {
+    fn take_batch(&mut self) -> bool {
         let mut state = self.shared.state.lock();
-        while wait && state.ops.is_empty() {
-            state.worker_waits = true;
-            self.shared.wake.wait(&mut state);
-            state.worker_waits = false;
-        }
         let mut bytes = 0;
         while let Some(op) = state.ops.pop_front() {
             bytes += op.bytes();
@@ -405,24 +401,71 @@ impl Drop for WalWorker {
 
 /// Runs the worker on a thread of its own, "wal", until the log is stopped; another one makes spare segments. A failure,
 /// or a panic, is told once. The directory's lock is given back when the thread ends.
-pub fn run(mut worker: WalWorker, on_fatal: impl FnOnce(StorageError) + Send + 'static) -> thread::JoinHandle<()> {
+///
+/// From here on [`Wal::append_here`](super::Wal::append_here) may take single steps on other threads.
+pub fn run(worker: WalWorker, on_fatal: impl FnOnce(StorageError) + Send + 'static) -> thread::JoinHandle<()> {
+    let shared = worker.shared.clone();
+    let worker = Arc::new(Mutex::new(worker));
+    shared.worker.set(Arc::downgrade(&worker)).expect("one thread runs the worker");
     let body = move || {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            worker.spares.start_thread().map_err(|error| {
-                StorageError::io("starting the thread for spare segments", &worker.options.dir, error)
-            })?;
-            while worker.step(true)? != StepOutcome::Stopped {}
-            Ok(())
+            worker.lock().start_spares()?;
+            loop {
+                shared.wait_for_work();
+                if worker.lock().step()? == StepOutcome::Stopped {
+                    return Ok(());
+                }
+            }
         }));
         let error = match outcome {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error,
             Err(_) => invariant("the log worker panicked".into()),
         };
-        worker.die(error.clone());
+        worker.lock().die(error.clone());
         on_fatal(error);
     };
     thread::Builder::new().name("wal".into()).spawn(body).expect("the system can start one more thread")
+}
+
+impl WalWorker {
+    fn start_spares(&mut self) -> Result<()> {
+        let failed = |error| StorageError::io("starting the thread for spare segments", &self.options.dir, error);
+        self.spares.start_thread().map_err(failed)
+    }
+}
+
+impl Shared {
+    /// Waits until something is queued, or the log has ended.
+    fn wait_for_work(&self) {
+        let mut state = self.state.lock();
+        while state.ops.is_empty() && state.ended.is_none() {
+            state.worker_waits = true;
+            self.wake.wait(&mut state);
+            state.worker_waits = false;
+        }
+    }
+
+    /// Takes one step on the calling thread, for an operation that was queued without waking the worker. The worker's
+    /// thread is the one to tell of a failure.
+    pub(super) fn step_here(&self) {
+        let stepped = self.worker.get().and_then(Weak::upgrade).is_some_and(|worker| {
+            let mut worker = worker.lock();
+            let outcome = catch_unwind(AssertUnwindSafe(|| worker.step()));
+            match outcome {
+                Ok(outcome) => outcome.is_ok(),
+                Err(panic) => {
+                    // What it had in hand may be half done: nobody may go on from there.
+                    worker.die(invariant("the log worker panicked".into()));
+                    self.wake.notify_one();
+                    resume_unwind(panic);
+                }
+            }
+        });
+        if !stepped {
+            self.wake.notify_one();
+        }
+    }
 }
 
 impl Counters {

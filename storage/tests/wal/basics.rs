@@ -29,10 +29,10 @@ fn entries_are_readable_at_once_and_told_after_one_sync() {
     assert_eq!(wal.entries(0, 9, u64::MAX).unwrap(), entries);
     assert!(told.all().is_empty());
     let before = disk.operations();
-    assert_eq!(worker.step(false).unwrap(), StepOutcome::Worked(9));
+    assert_eq!(worker.step().unwrap(), StepOutcome::Worked(9));
     assert_eq!(disk.operations() - before, 2, "one write and one sync");
     assert_eq!(told.successes(), (0..9).collect::<Vec<_>>());
-    assert_eq!(worker.step(false).unwrap(), StepOutcome::Idle);
+    assert_eq!(worker.step().unwrap(), StepOutcome::Idle);
     assert_eq!(wal.stats().sync_count, 1);
 }
 
@@ -170,7 +170,7 @@ fn the_worker_stops_when_the_last_handle_is_gone() {
     let told = Told::default();
     wal.append(vec![entry(1, 0, 10)], told.done(1)).unwrap();
     drop(wal);
-    assert_eq!(worker.step(true).unwrap(), StepOutcome::Stopped);
+    assert_eq!(worker.step().unwrap(), StepOutcome::Stopped);
     assert_eq!(told.successes(), [1]);
 }
 

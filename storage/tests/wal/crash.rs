@@ -152,11 +152,11 @@ fn script(wal: &Wal, worker: &mut WalWorker, history: &mut History, seed: u64) -
                 }
             }
         }
-        worker.step(false)?;
+        worker.step()?;
     }
     drain(worker)?;
     wal.stop(history.done());
-    assert_eq!(worker.step(false)?, StepOutcome::Stopped);
+    assert_eq!(worker.step()?, StepOutcome::Stopped);
     Ok(())
 }
 

@@ -22,11 +22,11 @@ fn a_failed_write_or_sync_stops_for_ever() {
         wal.save_vote(vote(2, None, false), told.done(3)).unwrap();
         wal.append(vec![entry(2, 1, 100)], told.done(4)).unwrap();
         disk.fail_at(disk.operations() + failing);
-        assert!(matches!(worker.step(false), Err(StorageError::Io { .. })));
+        assert!(matches!(worker.step(), Err(StorageError::Io { .. })));
         assert_eq!(told.all().len(), 4, "those in the queue are told as well");
         assert_eq!(told.successes(), [] as [u64; 0]);
         let operations = disk.operations();
-        assert!(matches!(worker.step(false), Err(StorageError::Io { .. })));
+        assert!(matches!(worker.step(), Err(StorageError::Io { .. })));
         assert!(matches!(wal.append(vec![entry(2, 2, 1)], ignore()), Err(StorageError::Io { .. })));
         assert!(matches!(wal.save_vote(vote(9, None, false), ignore()), Err(StorageError::Io { .. })));
         wal.stop(told.done(5));
@@ -49,7 +49,7 @@ fn what_a_failed_sync_has_left_in_the_cache_is_written_again() {
         append(&wal, &mut worker, vec![entry(1, 1, 100)]);
         wal.append(vec![entry(1, 2, 1200)], ignore()).unwrap();
         disk.fail_at(disk.operations() + 2);
-        worker.step(false).unwrap_err();
+        worker.step().unwrap_err();
         let restarted = disk.after_process_exit();
         let (_wal, _worker, first) = open(&restarted).unwrap();
         assert_eq!(first.last, Some(id(1, 2)), "the cache still has it");
@@ -79,7 +79,7 @@ fn every_failing_operation_is_told_and_survived() {
                 if index % 9 == 0 {
                     wal.save_vote(vote(index, None, false), ignore())?;
                 }
-                worker.step(false).map(|_| ())
+                worker.step().map(|_| ())
             });
             let (acknowledged, vote) = (told.successes().last().copied(), wal.vote());
             drop((wal, worker));
@@ -124,7 +124,7 @@ fn a_full_disk_refuses_before_an_append_fails() {
     wal.save_vote(vote(2, None, false), ignore()).unwrap();
     wal.release(id(1, index - 1)).unwrap();
     drain(&mut worker).unwrap();
-    worker.step(false).unwrap();
+    worker.step().unwrap();
     wal.check_room().expect("the released segment is the spare");
     append(&wal, &mut worker, vec![entry(2, index, 200)]);
     let before = content(&wal).unwrap();
@@ -144,7 +144,7 @@ fn a_full_disk_is_tried_again() {
     }
     assert!(wal.check_room().is_err());
     disk.set_capacity(u64::MAX);
-    worker.step(false).unwrap();
+    worker.step().unwrap();
     wal.check_room().unwrap();
 }
 

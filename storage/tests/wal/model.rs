@@ -75,7 +75,7 @@ fn one_run(seed: u64) {
                 wal.save_vote(model.vote.clone().unwrap(), ignore()).unwrap();
             }
             15..=17 => {
-                worker.step(false).unwrap();
+                worker.step().unwrap();
             }
             _ => {
                 if dice.below(2) == 0 {

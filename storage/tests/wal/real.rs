@@ -5,6 +5,7 @@ use std::sync::{Arc, mpsc};
 
 use daymark_storage::StorageError;
 use daymark_storage::disk::RealDisk;
+use daymark_storage::sim_disk::SimDisk;
 use daymark_storage::wal::{Wal, WalOptions, run};
 
 use super::support::*;
@@ -118,4 +119,58 @@ fn a_large_entry_fits_with_the_default_segments() {
     stop(wal, worker);
     let (wal, _worker, _) = Wal::open(Arc::new(RealDisk::new()), options).unwrap();
     assert!(wal.entries(2, 22, u64::MAX).unwrap() == large);
+}
+
+/// Appends of a caller that may wait for the disk, beside others: each is written by whoever is free, in order.
+#[test]
+fn a_caller_may_write_by_itself() {
+    let temporary = tempfile::tempdir().unwrap();
+    let (wal, worker, _) = Wal::open(Arc::new(RealDisk::new()), real_options(temporary.path())).unwrap();
+    let thread = run(worker, |error| panic!("{error}"));
+    let told = Told::default();
+    let caller = std::thread::current().id();
+    let by_caller = Arc::new(AtomicU64::new(0));
+    let count: u64 = 2000;
+    for index in 0..count {
+        let (report, by_caller) = (told.done(index), by_caller.clone());
+        let done = Box::new(move |result| {
+            by_caller.fetch_add(u64::from(std::thread::current().id() == caller), Ordering::Relaxed);
+            report(result);
+        });
+        match index % 10 {
+            // Leaves the worker's thread something to do while the next one comes.
+            3 => wal.append(vec![entry(1, index, 200)], done).unwrap(),
+            _ => wal.append_here(vec![entry(1, index, 200)], done).unwrap(),
+        }
+    }
+    stop_thread(wal, thread);
+    assert_eq!(told.successes(), (0..count).collect::<Vec<_>>(), "told in the order of the calls");
+    assert!(by_caller.load(Ordering::Relaxed) > count / 4, "an idle worker is not woken");
+    let (wal, _worker, _) = Wal::open(Arc::new(RealDisk::new()), real_options(temporary.path())).unwrap();
+    let entries = wal.entries(0, count, u64::MAX).unwrap();
+    assert!(entries == (0..count).map(|index| entry(1, index, 200)).collect::<Vec<_>>(), "the log has them in order");
+}
+
+#[test]
+fn a_failed_write_by_a_caller_is_told_once_by_the_worker_s_thread() {
+    let disk = SimDisk::new(1);
+    let (wal, worker, _) = open(&disk).unwrap();
+    let (sender, receiver) = mpsc::channel();
+    let thread = run(worker, move |error| sender.send(error).unwrap());
+    let told = Told::default();
+    let mut index = 0;
+    // Until the worker's thread sleeps, it may be the one that writes.
+    while told.successes().len() as u64 == index {
+        disk.fail_at(disk.operations() + if index < 20 { 1000 } else { 1 });
+        if wal.append_here(vec![entry(1, index, 100)], told.done(index)).is_err() {
+            break;
+        }
+        index += 1;
+    }
+    let fatal = receiver.recv().expect("told");
+    assert!(matches!(fatal, StorageError::Io { .. }), "{fatal}");
+    thread.join().unwrap();
+    assert!(receiver.recv().is_err(), "told once");
+    assert_eq!(told.all().iter().filter(|(_, result)| result.is_err()).count(), 1);
+    assert!(wal.append_here(vec![entry(1, index, 1)], ignore()).is_err());
 }

@@ -75,7 +75,7 @@ pub fn ignore() -> Done {
 
 /// Steps until the queue is empty.
 pub fn drain(worker: &mut WalWorker) -> Result<()> {
-    while let StepOutcome::Worked(_) = worker.step(false)? {}
+    while let StepOutcome::Worked(_) = worker.step()? {}
     Ok(())
 }
 
@@ -88,7 +88,7 @@ pub fn append(wal: &Wal, worker: &mut WalWorker, entries: Vec<LogEntry>) {
 pub fn stop(wal: Wal, mut worker: WalWorker) {
     let told = Told::default();
     wal.stop(told.done(1));
-    while worker.step(false).expect("step") != StepOutcome::Stopped {}
+    while worker.step().expect("step") != StepOutcome::Stopped {}
     assert_eq!(told.successes(), [1]);
 }
 
