@@ -221,6 +221,7 @@ impl Door {
 
     /// Serves a call that is answered with a stream.
     pub async fn serve_stream(&self, context: Context, request: StreamRequest, sink: Sink) {
+        self.lone_writer.on_call();
         let end = self.answer_with_stream(context, request, &sink).await;
         if let Err(Error::Internal(facts)) = &end {
             (self.member.on_fatal)(facts);
