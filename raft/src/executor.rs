@@ -391,8 +391,9 @@ mod tests {
             aborted.abort();
             assert_eq!(Arc::strong_count(&ours), 2);
             assert!(matches!(aborted.await, Err(JoinError::Cancelled)));
-            spawn(keep(&ours))
+            [spawn(keep(&ours))]
         }));
+        let [left] = left;
         assert_eq!(Arc::strong_count(&held), 1, "closing drops what is left");
         assert!(matches!(timers.block_on(left), Err(JoinError::Cancelled)));
         assert!(executor.tasks.lock().is_empty() && executor.queue.is_empty());

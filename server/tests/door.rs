@@ -145,7 +145,8 @@ fn many_callers_share_log_entries_and_each_gets_its_own_revision() {
 fn a_caller_that_goes_away_changes_nothing_for_the_others() {
     let member = TestMember::new();
     let last = member.wait(async |door| {
-        for round in 0..50 {
+        // Fewer than a lone writer's run, after which the first look would find the answer.
+        for round in 0..20 {
             let mut gone = Box::pin(door.call(Context::default(), put(format!("gone{round}"))));
             assert!((&mut gone).now_or_never().is_none(), "it has to be committed first");
             let stays = revision(&door, put("stays".into()));
@@ -154,7 +155,7 @@ fn a_caller_that_goes_away_changes_nothing_for_the_others() {
         }
         revision(&door, put("last".into())).await
     });
-    assert_eq!(last, 102);
+    assert_eq!(last, 42);
     member.stop();
 }
 
