@@ -201,6 +201,14 @@ pub const PASSWORDS_PER_ACCOUNT_MAX: usize = 16;
 pub const PEER_URLS_MAX: usize = 64;
 /// Length of one of them.
 pub const PEER_URL_BYTES_MAX: usize = 1024;
+// Log lines.
+
+/// Lines that wait for the outputs of the log; more are given up and counted.
+pub const LOG_LINES_WAITING_MAX: usize = 16_384;
+/// The same in bytes.
+pub const LOG_WAITING_BYTES_MAX: usize = 8 << 20;
+/// How long the end of the process waits for the outputs of the log.
+pub const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 // Watch.
 

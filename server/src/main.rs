@@ -101,6 +101,7 @@ fn member(given: flags::Given) -> ExitCode {
     let number = signals.wait();
     tracing::info!(signal = signal_name(number), "received signal; shutting down");
     server.stop();
+    logging::flush();
     die_by(number)
 }
 

@@ -178,6 +178,14 @@ impl Server {
         let net = start_net(&parts).map_err(thread_failed)??;
         tracing::info!("ready to serve client requests");
         listeners.open(&net);
+        tracing::info!(
+            "local-member-id" = format!("{member_id:x}"),
+            "listen-peer-urls" = ?texts(&config.listen_peer),
+            "advertise-client-urls" = ?texts(&config.advertise_client),
+            "listen-client-urls" = ?texts(&config.listen_client),
+            "listen-metrics-urls" = ?texts(&config.listen_metrics),
+            "now serving peer/client/metrics"
+        );
         Ok(Self {
             net,
             timers: [upkeep, room],
@@ -192,6 +200,7 @@ impl Server {
     /// Stops: no new calls, those under way end, everything acknowledged is in the log, the state is flushed so that the
     /// next start has nothing to replay.
     pub fn stop(self) {
+        tracing::info!("closing etcd server");
         let mut fine = self.net.stop();
         self.timers.into_iter().for_each(timer::Running::stop);
         match current_thread_runtime() {
@@ -207,6 +216,7 @@ impl Server {
         if !fine {
             tracing::error!("a thread had panicked");
         }
+        tracing::info!("closed etcd server");
     }
 }
 
@@ -262,16 +272,17 @@ fn open_tls(config: &Config, is_due: impl Fn(&CertificateSource) -> bool) -> Res
 /// Once nothing that a user could have got wrong is left, so that a refused start is one line.
 fn log_start(config: &Config) {
     tracing::info!(
+        "etcd-version" = crate::ETCD_VERSION,
+        "daymark-version" = crate::VERSION,
+        "git-sha" = crate::version::git_sha(),
         name = config.name,
-        data_dir = %config.data_dir.display(),
-        etcd_version = crate::ETCD_VERSION,
-        daymark_version = crate::VERSION,
-        listen_client_urls = ?texts(&config.listen_client),
-        listen_peer_urls = ?texts(&config.listen_peer),
-        advertise_client_urls = ?texts(&config.advertise_client),
-        initial_cluster_token = config.cluster_token,
-        quota_backend_bytes = config.quota_backend_bytes.unwrap_or(0),
-        unsafe_no_fsync = config.unsafe_no_fsync,
+        "data-dir" = %config.data_dir.display(),
+        "listen-client-urls" = ?texts(&config.listen_client),
+        "listen-peer-urls" = ?texts(&config.listen_peer),
+        "advertise-client-urls" = ?texts(&config.advertise_client),
+        "initial-cluster-token" = config.cluster_token,
+        "quota-backend-bytes" = config.quota_backend_bytes.unwrap_or(0),
+        "unsafe-no-fsync" = config.unsafe_no_fsync,
         "starting an etcd server"
     );
 }

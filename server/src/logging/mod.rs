@@ -1,12 +1,13 @@
 //! Log lines as etcd writes them: one JSON object a line (or text for people), on stderr, stdout or into files. Not a
-//! place where anything is decided.
+//! place where anything is decided. What writes them is in `sink.rs`.
+
+mod sink;
 
 use std::fmt::Write as _;
-use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use parking_lot::Mutex;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Metadata, Subscriber};
@@ -14,15 +15,37 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::config::{LogLevel, LogOptions, LogOutput};
+use crate::limits;
+use sink::Sink;
+
+/// The sink of the process, and whether it writes to stderr.
+static SINK: OnceLock<(Sink, bool)> = OnceLock::new();
 
 /// Starts logging for the whole process. Fails if a log file cannot be opened or logging has been started before.
 pub fn init(options: &LogOptions) -> io::Result<()> {
-    let layer = LogLayer { level: level_filter(options.level), json: options.json, outputs: open(&options.outputs)? };
+    let sink = Sink::start(&options.outputs, options.rotation.as_ref())?;
+    let layer = LogLayer { level: level_filter(options.level), json: options.json, sink: sink.clone() };
     tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer))
-        .map_err(|error| io::Error::other(error.to_string()))
+        .map_err(|error| io::Error::other(error.to_string()))?;
+    // Only the first one gets here.
+    let _ = SINK.set((sink, options.outputs.contains(&LogOutput::Stderr)));
+    Ok(())
 }
 
-/// Writes one line of level `fatal` on stderr, whether or not logging has been started.
+/// Waits until what was logged is written, before the process ends; not for long.
+pub fn flush() {
+    if let Some((sink, _)) = SINK.get() {
+        sink.flush(limits::LOG_FLUSH_TIMEOUT);
+    }
+}
+
+/// Lines that were given up because the outputs were too slow.
+pub fn dropped_lines() -> u64 {
+    SINK.get().map_or(0, |(sink, _)| sink.dropped())
+}
+
+/// Writes one line of level `fatal` to the outputs and in any case on stderr, whether or not logging has been started,
+/// and waits until it is written: the process is about to end.
 pub fn fatal(message: &str, error: &str, remedy: &str) {
     let mut line = format!("{{\"level\":\"fatal\",\"ts\":\"{}\",\"msg\":", timestamp(SystemTime::now()));
     push_json(&mut line, message);
@@ -33,8 +56,14 @@ pub fn fatal(message: &str, error: &str, remedy: &str) {
         }
     }
     line.push_str("}\n");
-    // Nobody is left to be told that stderr is gone.
-    let _ = io::stderr().write_all(line.as_bytes());
+    let on_stderr = SINK.get().is_some_and(|(sink, on_stderr)| {
+        sink.push(line.clone());
+        sink.flush(limits::LOG_FLUSH_TIMEOUT) && *on_stderr
+    });
+    if !on_stderr {
+        // Nobody is left to be told that stderr is gone.
+        let _ = io::stderr().write_all(line.as_bytes());
+    }
 }
 
 /// `2006-01-02T15:04:05.000000Z`, in UTC.
@@ -59,39 +88,6 @@ fn civil(days: u64) -> (u64, u64, u64) {
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
-enum Output {
-    Stderr,
-    Stdout,
-    File(Mutex<File>),
-}
-
-impl Output {
-    fn write(&self, line: &[u8]) {
-        // A log that cannot be written must not stop the member.
-        let _ = match self {
-            Self::Stderr => io::stderr().lock().write_all(line),
-            Self::Stdout => io::stdout().lock().write_all(line),
-            Self::File(file) => file.lock().write_all(line),
-        };
-    }
-}
-
-fn open(outputs: &[LogOutput]) -> io::Result<Vec<Output>> {
-    outputs
-        .iter()
-        .map(|output| match output {
-            LogOutput::Stderr => Ok(Output::Stderr),
-            LogOutput::Stdout => Ok(Output::Stdout),
-            LogOutput::File(path) => {
-                let file = OpenOptions::new().create(true).append(true).open(path);
-                let file =
-                    file.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
-                Ok(Output::File(Mutex::new(file)))
-            }
-        })
-        .collect()
-}
-
 fn level_filter(level: LogLevel) -> LevelFilter {
     match level {
         LogLevel::Debug => LevelFilter::DEBUG,
@@ -106,7 +102,7 @@ fn level_filter(level: LogLevel) -> LevelFilter {
 struct LogLayer {
     level: LevelFilter,
     json: bool,
-    outputs: Vec<Output>,
+    sink: Sink,
 }
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for LogLayer {
@@ -124,10 +120,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for LogLayer {
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let now = timestamp(SystemTime::now());
-        let line = if self.json { json_line(event, &now) } else { console_line(event, &now) };
-        for output in &self.outputs {
-            output.write(line.as_bytes());
-        }
+        self.sink.push(if self.json { json_line(event, &now) } else { console_line(event, &now) });
     }
 }
 
@@ -198,8 +191,13 @@ impl Fields {
 }
 
 impl Visit for Fields {
+    /// A list of texts, as Rust shows it, is JSON, too.
     fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-        self.text(field, &format!("{value:?}"));
+        let text = format!("{value:?}");
+        match serde_json::from_str::<Vec<String>>(&text) {
+            Ok(list) => self.raw(field, serde_json::Value::from(list)),
+            Err(_) => self.text(field, &text),
+        }
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
@@ -247,16 +245,17 @@ mod tests {
     fn lines(json: bool, level: LogLevel, log: impl FnOnce()) -> Vec<String> {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("log");
-        let outputs = open(&[LogOutput::File(path.clone())]).expect("opens");
-        let layer = LogLayer { level: level_filter(level), json, outputs };
+        let sink = Sink::start(&[LogOutput::File(path.clone())], None).expect("starts");
+        let layer = LogLayer { level: level_filter(level), json, sink: sink.clone() };
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), log);
+        assert!(sink.flush(Duration::from_secs(10)), "written");
         std::fs::read_to_string(path).expect("log").lines().map(str::to_owned).collect()
     }
 
     #[test]
     fn a_line_is_one_json_object_with_typed_fields() {
         let lines = lines(true, LogLevel::Info, || {
-            tracing::info!(target: "daymark_server", count = 3_u64, on = true, error = %"a \"b\"\nc", "it \"works\"");
+            tracing::info!(target: "daymark_server", count = 3_u64, on = true, error = %"a \"b\"\nc", urls = ?["a", "b"], "it \"works\"");
         });
         assert_eq!(lines.len(), 1);
         let value: serde_json::Value = serde_json::from_str(&lines[0]).expect("JSON");
@@ -264,8 +263,9 @@ mod tests {
         assert_eq!(value["msg"], "it \"works\"");
         assert_eq!(value["count"], 3);
         assert_eq!(value["on"], true);
+        assert_eq!(value["urls"], serde_json::json!(["a", "b"]));
         assert_eq!(value["error"], "a \"b\"\nc");
-        assert!(value["caller"].as_str().expect("caller").starts_with("src/logging.rs:"), "{value}");
+        assert!(value["caller"].as_str().expect("caller").starts_with("logging/mod.rs:"), "{value}");
         let order: Vec<_> =
             ["level", "ts", "caller", "msg"].iter().map(|key| lines[0].find(&format!("\"{key}\""))).collect();
         assert!(order.is_sorted(), "{}", lines[0]);
