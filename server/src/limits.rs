@@ -201,6 +201,7 @@ pub const PASSWORDS_PER_ACCOUNT_MAX: usize = 16;
 pub const PEER_URLS_MAX: usize = 64;
 /// Length of one of them.
 pub const PEER_URL_BYTES_MAX: usize = 1024;
+
 // Log lines.
 
 /// Lines that wait for the outputs of the log; more are given up and counted.
