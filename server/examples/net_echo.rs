@@ -63,6 +63,7 @@ fn main() {
         threads,
         transport,
         warning_unary_request: Duration::from_secs(60),
+        warning_apply: Duration::from_secs(60),
         cors: Vec::new(),
         host_whitelist: Vec::new(),
         gateway: true,

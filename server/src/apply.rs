@@ -1,5 +1,5 @@
 //! Apply: committed entries -> state -> one write batch -> views, applied batches, replies. Fills raft's trait; never
-//! proposes, waits for nobody and reads no clock.
+//! proposes and waits for nobody. It looks at a clock only to measure itself: nothing that it does depends on one.
 //!
 //! ```text
 //!  raft --submit--> queue --> thread "apply": State::apply for each command
@@ -12,6 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle, Thread};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use crossbeam_queue::SegQueue;
@@ -24,10 +25,11 @@ use daymark_api::etcdserverpb as pb;
 use daymark_api::etcdserverpb::response_op::Response;
 
 use crate::auth::table::AuthTable;
-use crate::command;
+use crate::command::{self, AuthCommand, Command};
 use crate::error::Error;
 use crate::limits;
 use crate::mailbox::{BatchReplies, Mailbox, ReplyTo};
+use crate::metrics::applied::Operation;
 use crate::metrics::{AppliedCounters, Counter};
 use crate::request::Reply;
 use crate::state::State;
@@ -44,6 +46,8 @@ pub struct Applier {
     // Fixed.
     views: Arc<Views>,
     progress: AppliedProgress,
+    /// A write batch that takes longer is logged and counted.
+    warning: Duration,
     // Owned.
     writer: Writer,
     state: State,
@@ -51,6 +55,8 @@ pub struct Applier {
     last: Option<LogId>,
     // The write batch in progress.
     is_dirty: bool,
+    begun: Instant,
+    commands: u64,
     bytes: u64,
     base_revision: i64,
     replies: Vec<(Box<ReplyTo>, BatchReplies)>,
@@ -75,15 +81,23 @@ impl Applier {
         Ok(Self {
             views,
             progress,
+            warning: Duration::MAX,
             writer,
             state,
             last,
             is_dirty: false,
+            begun: Instant::now(),
+            commands: 0,
             bytes: 0,
             base_revision,
             replies: Vec::new(),
             wakes,
         })
+    }
+
+    /// Sets how long a write batch may take before it is logged.
+    pub fn warn_above(&mut self, warning: Duration) {
+        self.warning = warning;
     }
 
     /// What the state holds in order, for raft: a fresh start finds only what is durable.
@@ -126,13 +140,22 @@ impl Applier {
         self.bytes += bytes.len() as u64;
         let mut results = Vec::new();
         self.state.begin_entry(id.index);
+        let mut last = Instant::now();
         for command in command::commands(bytes) {
             let broken = |error: Error| StorageError::Invariant { what: format!("entry {id}: {error}") };
             let (identity, command) = command.map_err(broken)?;
+            let operation = operation(&command);
             let result = self.state.apply(&mut self.writer, identity.as_ref(), command)?;
-            if let Ok(reply) = &result {
-                count(&self.views.counters, reply);
+            let now = Instant::now();
+            self.commands += 1;
+            let counters = &self.views.counters;
+            counters.applied(operation, result.is_ok(), now - last);
+            match &result {
+                Ok(Reply::Compact(_)) => counters.compacted(now - last, unix_secs()),
+                Ok(reply) => count(counters, reply),
+                Err(_) => {}
             }
+            last = now;
             if waiter.is_some() {
                 results.push(result);
             }
@@ -151,10 +174,12 @@ impl Applier {
     /// Commits, publishes, shows, answers, wakes: in this order.
     fn finish(&mut self) -> Result<()> {
         let (true, Some(last)) = (self.is_dirty, self.last) else { return Ok(()) };
+        let committing = Instant::now();
         self.writer.commit(last)?;
         let effects = self.state.take_effects();
         self.publish_auth(effects.auth, effects.tokens);
         self.writer.publish();
+        self.measure(committing, effects.put_bytes);
         if let Some(alarms) = effects.alarms {
             self.views.alarms.store(alarms);
         }
@@ -164,7 +189,7 @@ impl Applier {
         for change in effects.leases {
             let counters = &self.views.counters;
             match change {
-                LeaseChange::Granted(_) => counters.leases_granted.add(1),
+                LeaseChange::Granted(lease) => counters.granted(lease.ttl_secs),
                 LeaseChange::Revoked(_) => counters.leases_revoked.add(1),
             }
             self.views.leases.push(change);
@@ -194,10 +219,27 @@ impl Applier {
         }
     }
 
+    /// Counts a write batch, and says so if it took long. Never what is in it: it may hold what is secret.
+    fn measure(&self, committing: Instant, put_bytes: u64) {
+        let (counters, now) = (&self.views.counters, Instant::now());
+        counters.put_bytes.add(put_bytes);
+        counters.committed(now - committing);
+        let took = now - self.begun;
+        if took > self.warning {
+            counters.slow.add(1);
+            let (commands, bytes, commit) = (self.commands, self.bytes, now - committing);
+            tracing::warn!(
+                ?took, "expected-duration" = ?self.warning, commands, bytes, ?commit, "apply request took too long"
+            );
+        }
+    }
+
     /// Begins the next write batch. Events are gathered only if somebody watches: who begins to watch meanwhile finds
     /// them in history.
     fn begin(&mut self) {
         self.is_dirty = true;
+        self.begun = Instant::now();
+        self.commands = 0;
         self.bytes = 0;
         self.base_revision = self.writer.latest_revision();
         self.state.want_events(self.views.mailboxes.iter().any(|mailbox| mailbox.wants_events()));
@@ -230,6 +272,39 @@ impl Applier {
         }
         let woken = self.views.mailboxes.iter().zip(&self.wakes).filter(|(_, wake)| **wake);
         woken.for_each(|(mailbox, _): (&Arc<Mailbox>, _)| mailbox.wake());
+    }
+}
+
+fn unix_secs() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// What a command is called in metrics.
+fn operation(command: &Command) -> Operation {
+    match command {
+        Command::Put(_) => Operation::Put,
+        Command::DeleteRange(_) => Operation::DeleteRange,
+        Command::Txn(_) => Operation::Txn,
+        Command::Compact(_) => Operation::Compaction,
+        Command::LeaseGrant(_) => Operation::LeaseGrant,
+        Command::LeaseRevoke(_) | Command::LeaseExpire(_) => Operation::LeaseRevoke,
+        Command::Alarm(_) => Operation::Alarm,
+        Command::MemberAttributes(_) => Operation::MemberAttributes,
+        Command::Auth(command) => match command {
+            AuthCommand::Enable => Operation::AuthEnable,
+            AuthCommand::Disable => Operation::AuthDisable,
+            AuthCommand::AssignToken(_) => Operation::Authenticate,
+            AuthCommand::UserAdd(_) => Operation::UserAdd,
+            AuthCommand::UserDelete(_) => Operation::UserDelete,
+            AuthCommand::UserChangePassword(_) => Operation::UserChangePassword,
+            AuthCommand::UserGrantRole(_) => Operation::UserGrantRole,
+            AuthCommand::UserRevokeRole(_) => Operation::UserRevokeRole,
+            AuthCommand::RoleAdd(_) => Operation::RoleAdd,
+            AuthCommand::RoleDelete(_) => Operation::RoleDelete,
+            AuthCommand::RoleGrantPermission(_) => Operation::RoleGrantPermission,
+            AuthCommand::RoleRevokePermission(_) => Operation::RoleRevokePermission,
+        },
+        _ => Operation::Other,
     }
 }
 

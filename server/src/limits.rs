@@ -109,6 +109,11 @@ pub const COMMAND_BATCH_BYTES_MAX: usize = 1 << 20;
 pub const COMMAND_BATCH_COUNT_MAX: usize = 1024;
 /// Bytes of commands of one net thread that wait to be proposed; more are refused.
 pub const COMMANDS_WAITING_BYTES_MAX: usize = 64 << 20;
+/// What revoking leases may wait for on top of that, with the gate PriorityRequest: leases that cannot end keep the work
+/// of clients that have gone.
+pub const REVOKES_WAITING_BYTES_MAX: usize = 2 * COMMANDS_WAITING_BYTES_MAX;
+/// A read barrier that takes longer is logged and counted, as in etcd.
+pub const READ_INDEX_SLOW: Duration = Duration::from_millis(500);
 /// How often a net thread looks for commands that waited too long and gives watchers a turn without a cause.
 pub const NET_TICK: Duration = Duration::from_millis(100);
 

@@ -1,19 +1,29 @@
 //! Every metric, declared once, under etcd's names. Counted by the thread that sees the event, summed when scraped:
 //! nothing here is locked or shared between writers. What does not exist here, or nothing counts, is left out: a zero
-//! would be a claim.
+//! would be a claim. What is left out, and why, is in docs/operations.md.
+
+pub mod applied;
+pub mod histogram;
+mod process;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::TextEncoder;
 use prometheus::proto::{
-    Bucket, Counter as CounterValue, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
+    Bucket, Counter as CounterValue, Gauge, Histogram as HistogramValue, LabelPair, Metric, MetricFamily, MetricType,
 };
 
 use daymark_api::etcdserverpb as pb;
 
+use crate::config::gates::FeatureGates;
 use crate::rpc::{Rpc, RpcKind};
+
+pub use applied::{AppliedCounters, AppliedSample, FailureCounters};
+use histogram::Histogram;
+pub use histogram::HistogramSample;
+use process::Process;
 
 /// gRPC codes by number, as metrics spell them.
 pub const CODE_NAMES: [&str; 17] = [
@@ -49,43 +59,6 @@ impl Counter {
     /// The count so far.
     pub fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// Upper bounds of etcd's usual duration histogram, in microseconds: 1 ms times 2^i.
-const REQUEST_BUCKETS: usize = 14;
-
-/// Durations seen by one thread, in buckets of 1 ms x 2^i.
-#[derive(Debug, Default)]
-pub struct Durations {
-    buckets: [Counter; REQUEST_BUCKETS],
-    count: Counter,
-    nanos: Counter,
-}
-
-impl Durations {
-    /// Counts one duration.
-    pub fn observe(&self, duration: Duration) {
-        let millis = duration.as_micros().div_ceil(1000).max(1) as u64;
-        let bucket = (u64::BITS - (millis - 1).leading_zeros()) as usize;
-        if let Some(bucket) = self.buckets.get(bucket) {
-            bucket.add(1);
-        }
-        self.count.add(1);
-        self.nanos.add(duration.as_nanos() as u64);
-    }
-
-    fn sum(all: &[&Self]) -> HistogramSample {
-        let mut cumulative = 0;
-        let buckets = (0..REQUEST_BUCKETS).map(|i| {
-            cumulative += all.iter().map(|one| one.buckets[i].value()).sum::<u64>();
-            (0.001 * f64::from(1_u32 << i), cumulative)
-        });
-        HistogramSample {
-            cumulative: buckets.collect(),
-            count: all.iter().map(|one| one.count.value()).sum(),
-            sum: all.iter().map(|one| one.nanos.value()).sum::<u64>() as f64 / 1e9,
-        }
     }
 }
 
@@ -148,19 +121,6 @@ impl Default for MemberDurations {
     }
 }
 
-/// What apply has done since the start; only its thread counts.
-#[derive(Debug, Default)]
-pub struct AppliedCounters {
-    pub puts: Counter,
-    pub deletes: Counter,
-    pub ranges: Counter,
-    /// Transactions of more than one operation.
-    pub txns: Counter,
-    pub leases_granted: Counter,
-    /// However they ended.
-    pub leases_revoked: Counter,
-}
-
 /// What one method has seen on one thread.
 #[derive(Debug, Default)]
 pub struct RpcCounters {
@@ -175,6 +135,47 @@ pub struct RpcCounters {
 /// clients send.
 const API_VERSIONS: usize = 11;
 
+/// Methods whose requests are timed, with etcd's names for them.
+const REQUESTS: &[(Rpc, &str)] = &[
+    (Rpc::Range, "Range"),
+    (Rpc::Put, "Put"),
+    (Rpc::DeleteRange, "DeleteRange"),
+    (Rpc::Txn, "Txn"),
+    (Rpc::Compact, "Compaction"),
+    (Rpc::LeaseGrant, "LeaseGrant"),
+    (Rpc::LeaseRevoke, "LeaseRevoke"),
+    (Rpc::Alarm, "Alarm"),
+    (Rpc::Authenticate, "Authenticate"),
+    (Rpc::AuthEnable, "AuthEnable"),
+    (Rpc::AuthDisable, "AuthDisable"),
+    (Rpc::AuthStatus, "AuthStatus"),
+    (Rpc::UserAdd, "AuthUserAdd"),
+    (Rpc::UserDelete, "AuthUserDelete"),
+    (Rpc::UserGet, "AuthUserGet"),
+    (Rpc::UserChangePassword, "AuthUserChangePassword"),
+    (Rpc::UserGrantRole, "AuthUserGrantRole"),
+    (Rpc::UserRevokeRole, "AuthUserRevokeRole"),
+    (Rpc::UserList, "AuthUserList"),
+    (Rpc::RoleList, "AuthRoleList"),
+    (Rpc::RoleAdd, "AuthRoleAdd"),
+    (Rpc::RoleDelete, "AuthRoleDelete"),
+    (Rpc::RoleGet, "AuthRoleGet"),
+    (Rpc::RoleGrantPermission, "AuthRoleGrantPermission"),
+    (Rpc::RoleRevokePermission, "AuthRoleRevokePermission"),
+];
+/// Transactions that only read; behind the others.
+const READ_ONLY_TXN: &str = "ReadonlyTxn";
+
+/// Health checks by name.
+pub const CHECKS: [&str; 4] = ["data_corruption", "serializable_read", "linearizable_read", "non_learner"];
+
+/// One health check on one thread.
+#[derive(Debug, Default)]
+struct CheckCounters {
+    succeeded: Counter,
+    failed: Counter,
+}
+
 /// What one net thread counts.
 #[derive(Debug)]
 pub struct NetCounters {
@@ -185,9 +186,18 @@ pub struct NetCounters {
     pub sent_bytes: Counter,
     pub health_success: Counter,
     pub health_failures: Counter,
-    /// Unary requests, by whether they succeeded.
-    pub succeeded: Durations,
-    pub failed: Durations,
+    /// Requests by kind of [`REQUESTS`]: failed, succeeded.
+    requests: Vec<[Histogram; 2]>,
+    /// Ranges: failed, succeeded.
+    ranges: [Histogram; 2],
+    /// From begin to end of each method's calls; only if they are wanted.
+    handling: Option<Vec<Histogram>>,
+    /// Reads that took longer than the member is told to warn of.
+    pub slow_reads: Counter,
+    /// Health checks: `livez` or `readyz`, and which of [`CHECKS`].
+    checks: [[CheckCounters; CHECKS.len()]; 2],
+    /// Answers to scrapes.
+    pub scrapes: Counter,
     /// Connections open now.
     pub connections: AtomicU64,
     /// TLS handshakes of clients.
@@ -196,8 +206,10 @@ pub struct NetCounters {
 }
 
 impl NetCounters {
-    /// All zero.
-    pub fn new() -> Arc<Self> {
+    /// All zero. `handling`: whether calls are timed by method.
+    pub fn new(handling: bool) -> Arc<Self> {
+        let pair = |bounds| [Histogram::new(bounds), Histogram::new(bounds)];
+        let calls = || Rpc::ALL.iter().map(|_| Histogram::new(&histogram::USUAL)).collect();
         Arc::new(Self {
             rpcs: Rpc::ALL.iter().map(|_| RpcCounters::default()).collect(),
             client_requests: Default::default(),
@@ -205,8 +217,12 @@ impl NetCounters {
             sent_bytes: Counter::default(),
             health_success: Counter::default(),
             health_failures: Counter::default(),
-            succeeded: Durations::default(),
-            failed: Durations::default(),
+            requests: (0..=REQUESTS.len()).map(|_| pair(&histogram::MILLIS)).collect(),
+            ranges: pair(&histogram::TENTHS),
+            handling: handling.then(calls),
+            slow_reads: Counter::default(),
+            checks: Default::default(),
+            scrapes: Counter::default(),
             connections: AtomicU64::new(0),
             handshakes: Counter::default(),
             handshake_failures: Counter::default(),
@@ -218,6 +234,35 @@ impl NetCounters {
         &self.rpcs[rpc as usize]
     }
 
+    /// Counts how long a request took, if its method is one that is timed.
+    pub fn request(&self, rpc: Rpc, is_read_only_txn: bool, succeeded: bool, took: Duration) {
+        let found = REQUESTS.iter().position(|(timed, _)| *timed == rpc);
+        let Some(kind) = found.map(|kind| if is_read_only_txn { REQUESTS.len() } else { kind }) else { return };
+        self.requests[kind][usize::from(succeeded)].observe_duration(took);
+        if rpc == Rpc::Range {
+            self.ranges[usize::from(succeeded)].observe_duration(took);
+        }
+    }
+
+    /// Whether calls are timed by method.
+    pub fn times_calls(&self) -> bool {
+        self.handling.is_some()
+    }
+
+    /// Counts how long a call took from its begin to its end.
+    pub fn call(&self, rpc: Rpc, took: Duration) {
+        if let Some(handling) = &self.handling {
+            handling[rpc as usize].observe_duration(took);
+        }
+    }
+
+    /// Counts a health check, by its name in [`CHECKS`].
+    pub fn check(&self, is_readyz: bool, name: &str, succeeded: bool) {
+        let Some(check) = CHECKS.iter().position(|check| *check == name) else { return };
+        let counters = &self.checks[usize::from(is_readyz)][check];
+        if succeeded { counters.succeeded.add(1) } else { counters.failed.add(1) }
+    }
+
     /// Counts a request by kind and by the client's API version.
     pub fn client_request(&self, kind: RpcKind, version: Option<&str>) {
         let known = version.and_then(|version| match version.as_bytes() {
@@ -226,14 +271,6 @@ impl NetCounters {
         });
         self.client_requests[usize::from(kind != RpcKind::Unary)][known.unwrap_or(API_VERSIONS - 1)].add(1);
     }
-}
-
-/// A histogram as it stands: upper bounds with cumulative counts, in ascending order.
-#[derive(Clone, Debug, Default)]
-pub struct HistogramSample {
-    pub cumulative: Vec<(f64, u64)>,
-    pub count: u64,
-    pub sum: f64,
 }
 
 /// What the rest of the member knows when it is asked. Times in seconds, sizes in bytes.
@@ -249,18 +286,15 @@ pub struct Sample {
     pub proposals_pending: u64,
     /// Negative: none.
     pub quota_bytes: i64,
+    /// Proposals failed, read barriers failed, read barriers that took long.
+    pub failures: [u64; 3],
     pub lease_expired: u64,
-    pub lease_granted: u64,
-    pub lease_revoked: u64,
     pub lease_renewed: u64,
+    pub gates: FeatureGates,
+    /// Every member's id, this one's too.
+    pub members: Vec<u64>,
 
-    /// Operations that apply has done, those in transactions included.
-    pub puts: u64,
-    pub deletes: u64,
-    /// Ranges in transactions that write.
-    pub ranges_applied: u64,
-    /// Transactions of more than one operation that write.
-    pub txns: u64,
+    pub applied: AppliedSample,
     pub current_revision: i64,
     pub auth_revision: u64,
     pub compact_revision: i64,
@@ -270,6 +304,9 @@ pub struct Sample {
     pub watch_streams: u64,
     pub watchers: u64,
     pub slow_watchers: u64,
+    /// Events handed to watchers, and revisions that threads with watchers have not looked at yet.
+    pub events_sent: u64,
+    pub events_pending: u64,
 
     pub defrag_inflight: bool,
     pub defrag: HistogramSample,
@@ -278,7 +315,9 @@ pub struct Sample {
     pub snapshot: HistogramSample,
 
     pub wal_fsync: HistogramSample,
+    pub wal_write: HistogramSample,
     pub wal_write_bytes: u64,
+    pub log_lines_dropped: u64,
 }
 
 /// Asks the rest of the member for its numbers; called once a scrape, on a net thread.
@@ -288,6 +327,8 @@ pub type Source = Arc<dyn Fn() -> Sample + Send + Sync>;
 pub struct Metrics {
     net: Vec<Arc<NetCounters>>,
     source: Source,
+    /// Last result of each health check, of whichever thread: 1 is good.
+    check_states: [[AtomicU8; CHECKS.len()]; 2],
     start: SystemTime,
     server_version: &'static str,
     cluster_version: &'static str,
@@ -296,9 +337,26 @@ pub struct Metrics {
 impl Metrics {
     /// Metrics of a member with that many net threads.
     pub fn new(net_threads: usize, source: Source) -> Arc<Self> {
-        let net = (0..net_threads).map(|_| NetCounters::new()).collect();
+        Self::build(net_threads, source, false)
+    }
+
+    /// The same with the duration of each method's calls.
+    pub fn extensive(net_threads: usize, source: Source) -> Arc<Self> {
+        Self::build(net_threads, source, true)
+    }
+
+    fn build(net_threads: usize, source: Source, handling: bool) -> Arc<Self> {
+        let net = (0..net_threads).map(|_| NetCounters::new(handling)).collect();
         let (server_version, cluster_version) = (crate::ETCD_VERSION, crate::CLUSTER_VERSION);
-        Arc::new(Self { net, source, start: SystemTime::now(), server_version, cluster_version })
+        let check_states = Default::default();
+        Arc::new(Self { net, source, check_states, start: SystemTime::now(), server_version, cluster_version })
+    }
+
+    /// Keeps the result of a health check.
+    pub fn set_check(&self, is_readyz: bool, name: &str, succeeded: bool) {
+        if let Some(check) = CHECKS.iter().position(|check| *check == name) {
+            self.check_states[usize::from(is_readyz)][check].store(u8::from(succeeded), Ordering::Relaxed);
+        }
     }
 
     /// The counters of one net thread.
@@ -311,8 +369,12 @@ impl Metrics {
         let mut families = Families::default();
         let sample = (self.source)();
         self.server(&mut families, &sample);
+        self.requests(&mut families, &sample);
+        self.checks(&mut families);
+        features(&mut families, &sample.gates);
+        peers(&mut families, &sample);
         let ranges = self.net.iter().map(|net| net.rpc(Rpc::Range).handled[0].value()).sum::<u64>();
-        families.counter("etcd_mvcc_range_total", "ranges", ranges + sample.ranges_applied);
+        families.counter("etcd_mvcc_range_total", "ranges", ranges + sample.applied.ranges);
         storage(&mut families, &sample);
         self.network(&mut families);
         self.process(&mut families);
@@ -349,9 +411,68 @@ impl Metrics {
         families.counter("etcd_server_health_success", "health checks passed", health(|net| &net.health_success));
         families.counter("etcd_server_health_failures", "health checks failed", health(|net| &net.health_failures));
         families.counter("etcd_debugging_server_lease_expired_total", "leases expired", s.lease_expired);
-        families.counter("etcd_debugging_lease_granted_total", "leases granted", s.lease_granted);
-        families.counter("etcd_debugging_lease_revoked_total", "leases revoked", s.lease_revoked);
+        families.counter("etcd_debugging_lease_granted_total", "leases granted", s.applied.leases_granted);
+        families.counter("etcd_debugging_lease_revoked_total", "leases revoked", s.applied.leases_revoked);
         families.counter("etcd_debugging_lease_renewed_total", "leases renewed", s.lease_renewed);
+        families.histogram("etcd_debugging_lease_ttl_total", "time to live of leases, seconds", &s.applied.lease_ttls);
+        let [proposals, read_indexes, slow_read_indexes] = s.failures;
+        families.counter("etcd_server_proposals_failed_total", "commands that were not applied in time", proposals);
+        families.counter("etcd_server_read_indexes_failed_total", "read barriers not confirmed", read_indexes);
+        families.counter("etcd_server_slow_read_indexes_total", "read barriers that took long", slow_read_indexes);
+        let slow_reads = self.net.iter().map(|net| net.slow_reads.value()).sum::<u64>();
+        let help = "write batches and reads above --warning-apply-duration";
+        families.counter("etcd_server_slow_apply_total", help, s.applied.slow + slow_reads);
+        families.counter("daymark_log_lines_dropped_total", "log lines given up", s.log_lines_dropped);
+    }
+
+    /// How long requests took: by kind, ranges, and what apply did.
+    fn requests(&self, families: &mut Families, s: &Sample) {
+        let names = REQUESTS.iter().map(|(_, name)| *name).chain([READ_ONLY_TXN]);
+        let kinds = names.enumerate().flat_map(|(kind, name)| [(kind, name, false), (kind, name, true)]);
+        let rows = kinds.filter_map(|(kind, name, succeeded)| {
+            let sample = HistogramSample::sum(self.net.iter().map(|net| &net.requests[kind][usize::from(succeeded)]));
+            (sample.count > 0)
+                .then(|| histogram_metric(&sample, vec![label("success", truth(succeeded)), label("type", name)]))
+        });
+        let name = "etcd_server_request_duration_seconds";
+        families.add(name, "duration of requests", MetricType::HISTOGRAM, rows.collect());
+        let rows = [false, true].into_iter().filter_map(|succeeded| {
+            let sample = HistogramSample::sum(self.net.iter().map(|net| &net.ranges[usize::from(succeeded)]));
+            (sample.count > 0).then(|| histogram_metric(&sample, vec![label("success", truth(succeeded))]))
+        });
+        let name = "etcd_server_range_duration_seconds";
+        families.add(name, "duration of ranges", MetricType::HISTOGRAM, rows.collect());
+        let rows = s.applied.operations.iter().map(|(name, succeeded, sample)| {
+            let labels = [("op", *name), ("success", truth(*succeeded)), ("version", "v3")];
+            histogram_metric(sample, labels.map(|(name, value)| label(name, value)).to_vec())
+        });
+        let name = "etcd_server_apply_duration_seconds";
+        families.add(name, "duration of applying a command", MetricType::HISTOGRAM, rows.collect());
+    }
+
+    fn checks(&self, families: &mut Families) {
+        let mut totals = Vec::new();
+        let mut last = Vec::new();
+        for (place, kind) in ["livez", "readyz"].into_iter().enumerate() {
+            for (check, name) in CHECKS.into_iter().enumerate() {
+                let sum = |count: fn(&CheckCounters) -> &Counter| -> u64 {
+                    self.net.iter().map(|net| count(&net.checks[place][check]).value()).sum()
+                };
+                let (succeeded, failed) = (sum(|check| &check.succeeded), sum(|check| &check.failed));
+                for (status, count) in [("error", failed), ("success", succeeded)] {
+                    if count > 0 {
+                        totals.push((vec![("name", name), ("status", status), ("type", kind)], count as f64));
+                    }
+                }
+                let state = self.check_states[place][check].load(Ordering::Relaxed);
+                if succeeded + failed > 0 {
+                    last.push((vec![("name", name), ("type", kind)], f64::from(state)));
+                }
+            }
+        }
+        families.labelled("etcd_server_healthcheck", "last result of each health check", MetricType::GAUGE, last);
+        let help = "health checks by result";
+        families.labelled("etcd_server_healthchecks_total", help, MetricType::COUNTER, totals);
     }
 
     fn network(&self, families: &mut Families) {
@@ -367,17 +488,10 @@ impl Metrics {
         families.counter("daymark_tls_handshake_failures_total", "TLS handshakes of clients that failed", failures);
         self.client_requests(families);
         self.rpcs(families);
-        let durations = [("true", Durations::sum(&self.net.iter().map(|net| &net.succeeded).collect::<Vec<_>>()))];
-        let failed = [("false", Durations::sum(&self.net.iter().map(|net| &net.failed).collect::<Vec<_>>()))];
-        let both = durations.into_iter().chain(failed).map(|(success, sample)| {
-            histogram_metric(&sample, vec![label("success", success), label("type", "unary")])
-        });
-        families.add(
-            "etcd_server_request_duration_seconds",
-            "duration of requests",
-            MetricType::HISTOGRAM,
-            both.collect(),
-        );
+        let scrapes = self.net.iter().map(|net| net.scrapes.value()).sum::<u64>();
+        let rows = [("200", scrapes), ("500", 0), ("503", 0)].map(|(code, count)| (vec![("code", code)], count as f64));
+        families.labelled("promhttp_metric_handler_requests_total", "scrapes by code", MetricType::COUNTER, rows);
+        families.gauge("promhttp_metric_handler_requests_in_flight", "scrapes under way, this one", 1.0);
     }
 
     fn client_requests(&self, families: &mut Families) {
@@ -419,12 +533,24 @@ impl Metrics {
             })
         });
         families.labelled("grpc_server_handled_total", "calls ended, by code", MetricType::COUNTER, rows);
+        let rows = Rpc::ALL.iter().filter_map(|rpc| {
+            let sample =
+                HistogramSample::sum(self.net.iter().filter_map(|net| net.handling.as_ref()?.get(*rpc as usize)));
+            let labels = rpc_labels(*rpc).into_iter().map(|(name, value)| label(name, value)).collect();
+            (!sample.cumulative.is_empty()).then(|| histogram_metric(&sample, labels))
+        });
+        let rows = rows.collect();
+        families.add("grpc_server_handling_seconds", "duration of calls", MetricType::HISTOGRAM, rows);
     }
 
     fn process(&self, families: &mut Families) {
         let process = Process::read();
         families.gauge("process_resident_memory_bytes", "resident memory", process.resident_bytes as f64);
         families.gauge("process_virtual_memory_bytes", "virtual memory", process.virtual_bytes as f64);
+        families.gauge("process_virtual_memory_max_bytes", "limit of virtual memory", process.virtual_bytes_max);
+        let (received, sent) = (process.received_bytes, process.sent_bytes);
+        families.counter("process_network_receive_bytes_total", "bytes received in this network namespace", received);
+        families.counter("process_network_transmit_bytes_total", "bytes sent in this network namespace", sent);
         families.gauge("process_open_fds", "open files", process.open_files as f64);
         families.gauge("process_max_fds", "limit of open files", process.files_max as f64);
         families.gauge("os_fd_used", "open files", process.open_files as f64);
@@ -437,9 +563,20 @@ impl Metrics {
 }
 
 fn storage(families: &mut Families, s: &Sample) {
-    families.counter("etcd_mvcc_put_total", "puts", s.puts);
-    families.counter("etcd_mvcc_delete_total", "deletes", s.deletes);
-    families.counter("etcd_mvcc_txn_total", "transactions", s.txns);
+    families.counter("etcd_mvcc_put_total", "puts", s.applied.puts);
+    families.counter("etcd_mvcc_delete_total", "deletes", s.applied.deletes);
+    families.counter("etcd_mvcc_txn_total", "transactions", s.applied.txns);
+    let name = "etcd_debugging_mvcc_total_put_size_in_bytes";
+    families.gauge(name, "keys and values put", s.applied.put_bytes as f64);
+    families.counter("etcd_debugging_mvcc_events_total", "events handed to watchers", s.events_sent);
+    let help = "revisions that watchers have not been looked at for";
+    families.gauge("etcd_debugging_mvcc_pending_events_total", help, s.events_pending as f64);
+    let last = s.applied.last_compaction_secs as f64;
+    families.gauge("etcd_debugging_mvcc_db_compaction_last", "last compaction, seconds since 1970", last);
+    let name = "etcd_debugging_mvcc_db_compaction_total_duration_milliseconds";
+    families.histogram(name, "duration of compactions", &s.applied.compactions);
+    families.histogram("etcd_disk_backend_commit_duration_seconds", "writes of a batch", &s.applied.commits);
+    families.histogram("etcd_disk_wal_write_duration_seconds", "writes of the log", &s.wal_write);
     families.gauge("etcd_mvcc_db_total_size_in_bytes", "size on disk", s.db_bytes as f64);
     families.gauge("etcd_mvcc_db_total_size_in_use_in_bytes", "size in use", s.db_bytes_in_use as f64);
     families.gauge("etcd_debugging_mvcc_current_revision", "current revision", s.current_revision as f64);
@@ -459,6 +596,32 @@ fn storage(families: &mut Families, s: &Sample) {
     families.histogram("etcd_mvcc_hash_duration_seconds", "hashing of everything", &s.hash);
     families.histogram("etcd_mvcc_hash_rev_duration_seconds", "hashing of the keys at a revision", &s.hash_rev);
     families.gauge("etcd_disk_wal_write_bytes_total", "bytes written to the log", s.wal_write_bytes as f64);
+}
+
+fn features(families: &mut Families, gates: &FeatureGates) {
+    let rows = gates.all().map(|(gate, open)| (gate.name, gate.stage, open));
+    // The groups themselves have no state here.
+    let rows = [("AllAlpha", "ALPHA", false), ("AllBeta", "BETA", false)].into_iter().chain(rows);
+    let rows = rows.map(|(name, stage, open)| (vec![("name", name), ("stage", stage)], f64::from(u8::from(open))));
+    families.labelled("etcd_server_feature_enabled", "feature gates: 1 is open", MetricType::GAUGE, rows);
+}
+
+/// Members as this one knows them, itself included, as in etcd. What is counted between members is zero as long as
+/// there is only one.
+fn peers(families: &mut Families, s: &Sample) {
+    let local = format!("{:x}", s.member_id);
+    let remotes: Vec<String> = s.members.iter().map(|id| format!("{id:x}")).collect();
+    let rows = remotes.iter().map(|remote| (vec![("Local", &*local), ("Remote", &**remote)], 1.0));
+    families.labelled("etcd_network_known_peers", "members known", MetricType::GAUGE, rows);
+    if s.members.len() == 1 {
+        families.counter("etcd_server_heartbeat_send_failures_total", "heartbeats not sent", 0);
+        families.counter("etcd_server_learner_promote_successes", "learners promoted", 0);
+        families.gauge("etcd_server_snapshot_apply_in_progress_total", "snapshots being installed", 0.0);
+    }
+}
+
+fn truth(value: bool) -> &'static str {
+    if value { "true" } else { "false" }
 }
 
 fn rpc_labels(rpc: Rpc) -> Vec<(&'static str, &'static str)> {
@@ -539,7 +702,7 @@ fn number_metric(kind: MetricType, value: f64, labels: Vec<LabelPair>) -> Metric
 
 fn histogram_metric(sample: &HistogramSample, labels: Vec<LabelPair>) -> Metric {
     let mut metric = Metric::from_label(labels);
-    let mut histogram = Histogram::default();
+    let mut histogram = HistogramValue::default();
     histogram.set_sample_count(sample.count);
     histogram.set_sample_sum(sample.sum);
     let buckets = sample.cumulative.iter().map(|(bound, count)| {
@@ -553,38 +716,6 @@ fn histogram_metric(sample: &HistogramSample, labels: Vec<LabelPair>) -> Metric 
     metric
 }
 
-/// What the operating system says of this process; zeros where it says nothing.
-#[derive(Debug, Default)]
-struct Process {
-    resident_bytes: u64,
-    virtual_bytes: u64,
-    cpu_seconds: f64,
-    threads: u64,
-    open_files: u64,
-    files_max: u64,
-}
-
-impl Process {
-    fn read() -> Self {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        // Lines like `VmRSS:      1234 kB`: see proc(5).
-        let field = |name: &str| -> u64 {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
-        };
-        let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-        Self {
-            resident_bytes: field("VmRSS:") * 1024,
-            virtual_bytes: field("VmSize:") * 1024,
-            cpu_seconds: cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9,
-            threads: field("Threads:"),
-            open_files: std::fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count() as u64),
-            files_max: limit.current.unwrap_or(u64::MAX),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -595,8 +726,8 @@ mod tests {
             member_id: 0xab,
             has_leader: true,
             wal_fsync: fsync,
-            puts: 7,
-            ranges_applied: 3,
+            applied: AppliedSample { puts: 7, ranges: 3, ..AppliedSample::default() },
+            members: vec![0xab],
             ..Sample::default()
         };
         Metrics::new(2, Arc::new(move || sample.clone()))
@@ -655,23 +786,33 @@ mod tests {
     }
 
     #[test]
-    fn the_process_says_what_it_uses() {
-        let process = Process::read();
-        assert!(process.resident_bytes > 1 << 20 && process.virtual_bytes >= process.resident_bytes, "{process:?}");
-        assert!(process.threads >= 1 && process.open_files >= 3 && process.files_max >= process.open_files);
-    }
-
-    #[test]
-    fn durations_fall_into_the_bucket_that_bounds_them() {
-        let durations = Durations::default();
-        for micros in [1, 1000, 1001, 2000, 8_192_000, 9_000_000] {
-            durations.observe(Duration::from_micros(micros));
+    fn requests_are_timed_by_kind_and_calls_only_if_wanted() {
+        let metrics = metrics();
+        let took = Duration::from_micros(1500);
+        metrics.net(0).request(Rpc::Txn, true, true, took);
+        metrics.net(1).request(Rpc::Txn, false, false, took);
+        metrics.net(1).request(Rpc::Range, false, true, took);
+        metrics.net(1).request(Rpc::MemberList, false, true, took);
+        metrics.net(0).call(Rpc::Put, took);
+        metrics.net(0).check(true, "non_learner", false);
+        metrics.set_check(true, "non_learner", false);
+        let text = metrics.text();
+        for line in [
+            "etcd_server_request_duration_seconds_bucket{success=\"true\",type=\"ReadonlyTxn\",le=\"0.002\"} 1",
+            "etcd_server_request_duration_seconds_count{success=\"false\",type=\"Txn\"} 1",
+            "etcd_server_range_duration_seconds_bucket{success=\"true\",le=\"0.0016\"} 1",
+            "etcd_server_healthcheck{name=\"non_learner\",type=\"readyz\"} 0",
+            "etcd_server_healthchecks_total{name=\"non_learner\",status=\"error\",type=\"readyz\"} 1",
+            "etcd_server_feature_enabled{name=\"FastLeaseKeepAlive\",stage=\"BETA\"} 1",
+            "etcd_network_known_peers{Local=\"ab\",Remote=\"ab\"} 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is missing:\n{text}");
         }
-        let sample = Durations::sum(&[&durations]);
-        let counts: Vec<u64> = sample.cumulative.iter().map(|(_, count)| *count).collect();
-        assert_eq!(counts[0], 2, "up to 1 ms");
-        assert_eq!(counts[1], 4, "up to 2 ms");
-        assert_eq!(counts[13], 5, "up to 8.192 s");
-        assert_eq!(sample.count, 6);
+        assert!(!text.contains("MemberList\"} 1") && !text.contains("grpc_server_handling_seconds"));
+        let extensive = Metrics::extensive(1, Arc::new(Sample::default));
+        extensive.net(0).call(Rpc::Put, took);
+        let put = "grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"";
+        let text = extensive.text();
+        assert!(text.contains(&format!("grpc_server_handling_seconds_bucket{{{put},le=\"0.005\"}} 1")), "{text}");
     }
 }

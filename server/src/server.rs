@@ -29,6 +29,7 @@ use crate::auth::password::PasswordPool;
 use crate::auth::token::Tokens;
 use crate::command::MemberAttributes;
 use crate::config::Config;
+use crate::config::gates::{FeatureGates, Gate};
 use crate::config::tls::CertificateSource;
 use crate::config::values::Url;
 use crate::error::Error;
@@ -131,7 +132,8 @@ impl Server {
         let tokens = Tokens::new(config.auth_token.clone(), config.auth_token_ttl);
         let views = Views::with_tokens(storage.keyspace.clone(), cluster_id, member_id, mailboxes, tokens);
         let progress = AppliedProgress::default();
-        let applier = Applier::open(storage.writer, views.clone(), progress.clone())?;
+        let mut applier = Applier::open(storage.writer, views.clone(), progress.clone())?;
+        applier.warn_above(config.warning_apply);
         let thread_failed = |error: std::io::Error| StartError::new(error, "raise the limit of threads of this user");
         let (queue, apply_thread) = apply::start(applier, fatal(&on_fatal, "apply")).map_err(thread_failed)?;
         let wal_fatal = fatal(&on_fatal, "log");
@@ -482,6 +484,7 @@ fn start_net(parts: &Parts<'_>) -> std::io::Result<Result<NetThreads, StartError
         election: config.election,
         quota_bytes: config.quota_backend_bytes.map_or(-1, |bytes| bytes as i64),
         bcrypt_cost: config.bcrypt_cost,
+        revokes_first: config.gates.open(Gate::PriorityRequest),
     };
     let lessor = lessor::Lessor::new((*views).clone(), config.election);
     let member = Arc::new(Member {
@@ -494,8 +497,11 @@ fn start_net(parts: &Parts<'_>) -> std::io::Result<Result<NetThreads, StartError
         on_fatal: parts.on_fatal.clone(),
     });
     let watched: Arc<[WatchGauges]> = (0..net_threads).map(|_| WatchGauges::default()).collect();
-    let source = sample_source(member.clone(), parts.wal.clone(), watched.clone());
-    let metrics = Metrics::new(net_threads, source);
+    let source = sample_source(member.clone(), parts.wal.clone(), watched.clone(), config.gates);
+    let metrics = match config.metrics_extensive {
+        true => Metrics::extensive(net_threads, source),
+        false => Metrics::new(net_threads, source),
+    };
     let attributes = MemberAttributes {
         id: views.member_id,
         name: config.name.clone(),
@@ -511,6 +517,7 @@ fn start_net(parts: &Parts<'_>) -> std::io::Result<Result<NetThreads, StartError
         threads: net_threads,
         transport: config.transport,
         warning_unary_request: config.warning_unary_request,
+        warning_apply: config.warning_apply,
         cors: config.cors.clone(),
         host_whitelist: config.host_whitelist.clone(),
         gateway: config.gateway,
@@ -657,6 +664,9 @@ struct WatchGauges {
     streams: AtomicU64,
     watchers: AtomicU64,
     behind: AtomicU64,
+    events_sent: AtomicU64,
+    /// Revision up to which live watchers have got everything; 0 if nobody watches.
+    cursor: AtomicU64,
 }
 
 impl WatchGauges {
@@ -664,13 +674,29 @@ impl WatchGauges {
         self.streams.store(stats.streams as u64, Ordering::Relaxed);
         self.watchers.store(stats.watchers as u64, Ordering::Relaxed);
         self.behind.store(stats.behind as u64, Ordering::Relaxed);
+        self.events_sent.store(stats.events_sent, Ordering::Relaxed);
+        let cursor = if stats.watchers == 0 { 0 } else { stats.cursor.max(0) as u64 };
+        self.cursor.store(cursor, Ordering::Relaxed);
+    }
+
+    /// Revisions that watchers have not been looked at for, a moment ago.
+    fn pending(&self, revision: i64) -> u64 {
+        match self.cursor.load(Ordering::Relaxed) {
+            0 => 0,
+            cursor => (revision.max(0) as u64).saturating_sub(cursor),
+        }
     }
 }
 
-fn sample_source(member: Arc<Member>, wal: Wal, watched: Arc<[WatchGauges]>) -> crate::metrics::Source {
+fn sample_source(
+    member: Arc<Member>,
+    wal: Wal,
+    watched: Arc<[WatchGauges]>,
+    gates: FeatureGates,
+) -> crate::metrics::Source {
     Arc::new(move || {
         let (views, raft) = (&member.views, member.raft.status());
-        let (stats, counters) = (wal.stats(), &views.counters);
+        let (stats, revision) = (wal.stats(), views.keyspace.current_revision());
         let sum = |gauge: fn(&WatchGauges) -> &AtomicU64| -> u64 {
             watched.iter().map(|thread| gauge(thread).load(Ordering::Relaxed)).sum()
         };
@@ -684,7 +710,7 @@ fn sample_source(member: Arc<Member>, wal: Wal, watched: Arc<[WatchGauges]>) -> 
             proposals_applied: views.applied_index(),
             proposals_pending: raft.committed_index.unwrap_or(0).saturating_sub(views.applied_index()),
             quota_bytes: member.settings.quota_bytes,
-            current_revision: views.keyspace.current_revision(),
+            current_revision: revision,
             compact_revision: views.keyspace.compact_revision(),
             auth_revision: views.auth.load().revision(),
             db_bytes: views.size.bytes(&views.keyspace),
@@ -698,28 +724,32 @@ fn sample_source(member: Arc<Member>, wal: Wal, watched: Arc<[WatchGauges]>) -> 
             hash: views.durations.hash.sample(),
             hash_rev: views.durations.hash_rev.sample(),
             snapshot: views.durations.snapshot.sample(),
-            wal_fsync: sync_histogram(&stats),
+            events_sent: sum(|gauges| &gauges.events_sent),
+            events_pending: watched.iter().map(|thread| thread.pending(revision)).sum(),
+            wal_fsync: class_histogram(&stats.sync_classes, stats.sync_total),
+            wal_write: class_histogram(&stats.write_classes, stats.write_total),
+            log_lines_dropped: crate::logging::dropped_lines(),
+            failures: views.failures.values(),
+            gates,
+            members: views.members.load().iter().map(|member| member.id).collect(),
+            applied: views.counters.sample(),
             wal_write_bytes: stats.bytes_written_total,
             lease_expired: member.lessor.expired(),
-            lease_granted: counters.leases_granted.value(),
-            lease_revoked: counters.leases_revoked.value(),
             lease_renewed: member.lessor.renewed(),
-            puts: counters.puts.value(),
-            deletes: counters.deletes.value(),
-            ranges_applied: counters.ranges.value(),
-            txns: counters.txns.value(),
         }
     })
 }
 
-fn sync_histogram(stats: &WalStats) -> HistogramSample {
+/// Durations of the log by etcd's bounds, from 1 ms on; the log tells shorter ones apart as well.
+fn class_histogram(classes: &[u64], total: Duration) -> HistogramSample {
+    const FIRST_BOUND: Duration = Duration::from_millis(1);
     let mut count = 0;
     let mut cumulative = Vec::new();
-    for (class, seen) in stats.sync_classes.iter().enumerate() {
+    for (class, seen) in classes.iter().enumerate() {
         count += seen;
-        if let Some(bound) = WalStats::sync_class_bound(class) {
+        if let Some(bound) = WalStats::sync_class_bound(class).filter(|bound| *bound >= FIRST_BOUND) {
             cumulative.push((bound.as_secs_f64(), count));
         }
     }
-    HistogramSample { cumulative, count, sum: stats.sync_total.as_secs_f64() }
+    HistogramSample { cumulative, count, sum: total.as_secs_f64() }
 }

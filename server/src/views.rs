@@ -15,7 +15,7 @@ use crate::auth::table::AuthTable;
 use crate::auth::token::{TokenSpec, Tokens};
 use crate::limits;
 use crate::mailbox::Mailbox;
-use crate::metrics::{AppliedCounters, MemberDurations};
+use crate::metrics::{AppliedCounters, FailureCounters, MemberDurations};
 use crate::policy::size::SizeGauge;
 use crate::state::lease::LeaseChange;
 
@@ -61,6 +61,8 @@ pub struct Views {
     pub size: SizeGauge,
     /// What apply has done, for metrics.
     pub counters: AppliedCounters,
+    /// What went wrong on the way there, likewise.
+    pub failures: FailureCounters,
     /// How long maintenance took, for metrics.
     pub durations: MemberDurations,
     /// What happened to leases, for the lessor.
@@ -102,6 +104,7 @@ impl Views {
             room: AtomicU8::new(Room::Ample as u8),
             size: SizeGauge::default(),
             counters: AppliedCounters::default(),
+            failures: FailureCounters::default(),
             durations: MemberDurations::default(),
             leases: LeaseFeed::new(limits::LEASE_CHANGES_MAX),
             alarms: ArcSwap::default(),

@@ -57,6 +57,10 @@ pub(crate) struct Call<D: FrontDoor> {
     start: Instant,
     deadline: Option<Instant>,
     is_counted: bool,
+    /// A transaction that only reads.
+    only_reads: bool,
+    /// It may wait for other clients, as long as it likes.
+    waits: bool,
 }
 
 impl<D: FrontDoor> Drop for Call<D> {
@@ -76,12 +80,25 @@ impl<D: FrontDoor> Call<D> {
         let start = Instant::now();
         // A caller may ask for more time than a clock has.
         let deadline = timeout.and_then(|timeout| start.checked_add(timeout));
-        Self { thread: thread.clone(), rpc, context, start, deadline, is_counted: false }
+        Self {
+            thread: thread.clone(),
+            rpc,
+            context,
+            start,
+            deadline,
+            is_counted: false,
+            only_reads: false,
+            waits: false,
+        }
     }
 
     fn count_end(&mut self, code: u8) {
-        let handled = &self.thread.counters.rpc(self.rpc).handled;
+        let counters = &self.thread.counters;
+        let handled = &counters.rpc(self.rpc).handled;
         handled[usize::from(code).min(handled.len() - 1)].add(1);
+        if counters.times_calls() {
+            counters.call(self.rpc, self.start.elapsed());
+        }
         self.is_counted = true;
     }
 
@@ -115,17 +132,33 @@ impl<D: FrontDoor> Call<D> {
         let deadline = self.deadline;
         let result = until(self.answer(message), is_gone, deadline).await;
         let elapsed = self.start.elapsed();
-        let counters = &self.thread.counters;
-        let durations = if result.is_ok() { &counters.succeeded } else { &counters.failed };
-        durations.observe(elapsed);
-        if elapsed > self.thread.options.warning_unary_request {
-            tracing::warn!(method = self.rpc.method(), took_ms = elapsed.as_millis() as u64, "request stats");
-        }
-        if let Ok(message) = &result {
-            self.count_sent(message.len() - PREFIX_BYTES);
+        self.thread.counters.request(self.rpc, self.only_reads, result.is_ok(), elapsed);
+        let answer_bytes = result.as_ref().map_or(0, |message| message.len() - PREFIX_BYTES);
+        self.warn_of_slow(elapsed, answer_bytes, result.as_ref().err());
+        if result.is_ok() {
+            self.count_sent(answer_bytes);
         }
         self.count_end(result.as_ref().err().map_or(0, |status| status.code));
         result
+    }
+
+    /// Says that a request took long. Never what was asked or answered: both may hold what is secret.
+    fn warn_of_slow(&self, took: Duration, answer_bytes: usize, failure: Option<&Status>) {
+        let options = &self.thread.options;
+        let error = failure.map_or("", |status| &*status.text);
+        let reads = self.rpc == Rpc::Range || self.only_reads;
+        if reads && took > options.warning_apply {
+            self.thread.counters.slow_reads.add(1);
+            let (prefix, request) = ("read-only range ", self.rpc.method());
+            tracing::warn!(
+                ?took, "expected-duration" = ?options.warning_apply, prefix, request, answer_bytes, error,
+                "apply request took too long"
+            );
+        }
+        if took > options.warning_unary_request && !self.waits {
+            let method = format!("/{}/{}", self.rpc.service(), self.rpc.method());
+            tracing::warn!("time spent" = ?took, "response type" = method, "response size" = answer_bytes, error, "request stats");
+        }
     }
 
     async fn answer(&mut self, message: impl Future<Output = Result<Bytes, Error>>) -> Result<Bytes, Status> {
@@ -139,6 +172,8 @@ impl<D: FrontDoor> Call<D> {
         }
         let request = decode_request(self.rpc, message)?;
         let waits = request.waits_for_others();
+        self.waits = waits;
+        self.only_reads = matches!(&request, Request::Txn(txn) if !crate::query::contains_write(txn));
         let call = self.thread.door.call(std::mem::take(&mut self.context), request);
         let reply = if waits { until_stopped(&self.thread, Box::pin(call)).await? } else { call.await? };
         let message = encode_reply(&reply);

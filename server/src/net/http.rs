@@ -121,7 +121,12 @@ async fn plain<D: FrontDoor>(
         }
         ("/version", Role::Client | Role::ClientHttp | Role::Peer) => not_allowed(),
         (_, Role::Peer) => not_found(),
-        ("/metrics", _) => answer(StatusCode::OK, METRICS, thread.metrics.text()),
+        ("/metrics", _) => {
+            let text = thread.metrics.text();
+            // As in etcd, a scrape is counted once it has been answered.
+            thread.counters.scrapes.add(1);
+            answer(StatusCode::OK, METRICS, text)
+        }
         ("/health", _) if reads => health(thread, query).await,
         ("/health" | "/livez" | "/readyz", _) if !reads => not_allowed(),
         _ => match checks_of(path) {
@@ -271,7 +276,11 @@ async fn check<D: FrontDoor>(
     }
     let (mut lines, mut healthy) = (String::new(), true);
     for check in checks.iter().filter(|check| !excluded.contains(&check.name())) {
-        match check.failure(&thread.door).await {
+        let failure = check.failure(&thread.door).await;
+        let is_readyz = endpoint == "/readyz";
+        thread.counters.check(is_readyz, check.name(), failure.is_none());
+        thread.metrics.set_check(is_readyz, check.name(), failure.is_none());
+        match failure {
             None => lines.push_str(&format!("[+]{} ok\n", check.name())),
             Some(reason) => {
                 healthy = false;

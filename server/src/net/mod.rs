@@ -84,6 +84,8 @@ pub struct NetOptions {
     pub transport: TransportOptions,
     /// Unary requests that take longer are logged.
     pub warning_unary_request: Duration,
+    /// A read that takes longer is logged and counted.
+    pub warning_apply: Duration,
     /// Allowed origins and Host names of plain HTTP; empty: all.
     pub cors: Vec<String>,
     pub host_whitelist: Vec<String>,

@@ -217,6 +217,7 @@ impl Server {
             threads: 2,
             transport,
             warning_unary_request: Duration::from_secs(3600),
+            warning_apply: Duration::from_secs(3600),
             cors,
             host_whitelist: Vec::new(),
             gateway: true,

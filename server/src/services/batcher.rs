@@ -34,6 +34,7 @@ pub struct Batcher {
     propose: Propose,
     mailbox: Arc<Mailbox>,
     timeout: Duration,
+    revokes_first: bool,
     state: Rc<RefCell<Batches>>,
     /// There is something to seal.
     work: Notify,
@@ -70,14 +71,24 @@ struct InFlight {
 impl Batcher {
     /// `timeout` bounds the time from the first command of a batch to its answer.
     pub fn new(mailbox: Arc<Mailbox>, timeout: Duration, propose: Propose) -> Self {
-        Self { propose, mailbox, timeout, state: Rc::default(), work: Notify::new() }
+        Self { propose, mailbox, timeout, revokes_first: false, state: Rc::default(), work: Notify::new() }
+    }
+
+    /// Whether commands that revoke leases are taken when others are refused, within a bound of their own.
+    pub fn with_revokes_first(self, revokes_first: bool) -> Self {
+        Self { revokes_first, ..self }
     }
 
     /// Adds a command to the tick's batch. The result is what apply answered; if the caller goes away before, the
     /// command still takes effect.
     pub fn submit(&self, kind: Kind, identity: Option<&Identity>, message: &impl Message) -> Result<Submitted, Error> {
         let mut state = self.state.borrow_mut();
-        if state.waiting_bytes > limits::COMMANDS_WAITING_BYTES_MAX {
+        let revokes = matches!(kind, Kind::LeaseRevoke | Kind::LeaseExpire);
+        let max = match self.revokes_first && revokes {
+            true => limits::REVOKES_WAITING_BYTES_MAX,
+            false => limits::COMMANDS_WAITING_BYTES_MAX,
+        };
+        if state.waiting_bytes > max {
             return Err(Error::TooManyRequests);
         }
         let slot = state.slots.take();
@@ -467,5 +478,25 @@ mod tests {
             assert!(callers.len() < 100);
         };
         assert_eq!(refused, Error::TooManyRequests);
+        let revoke = pb::LeaseRevokeRequest { id: 1 };
+        let refused = batcher.submit(Kind::LeaseRevoke, None, &revoke).err();
+        assert_eq!(refused, Some(Error::TooManyRequests), "no better than the others");
+    }
+
+    #[test]
+    fn revokes_are_taken_when_others_are_refused_if_the_member_says_so_but_not_for_ever() {
+        let batcher = Batcher::new(Mailbox::new(1 << 20), TIMEOUT, Box::new(|_| {})).with_revokes_first(true);
+        let mut callers = Vec::new();
+        let put = pb::PutRequest { key: "k".into(), value: Bytes::from(vec![0; 1 << 20]), ..Default::default() };
+        while let Ok(caller) = batcher.submit(Kind::Put, None, &put) {
+            callers.push(caller);
+            assert!(callers.len() < 100);
+        }
+        let revoke = pb::LeaseRevokeRequest { id: 1 };
+        let first = batcher.submit(Kind::LeaseRevoke, None, &revoke);
+        assert!(first.is_ok(), "a revoke passes");
+        assert!(batcher.submit(Kind::Put, None, &put).is_err(), "nothing else does");
+        batcher.state.borrow_mut().waiting_bytes += limits::REVOKES_WAITING_BYTES_MAX;
+        assert!(batcher.submit(Kind::LeaseRevoke, None, &revoke).is_err(), "bounded as well");
     }
 }

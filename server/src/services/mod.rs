@@ -73,6 +73,8 @@ pub struct Settings {
     pub quota_bytes: i64,
     /// What hashing a password costs, as bcrypt counts.
     pub bcrypt_cost: u32,
+    /// Whether leases are revoked even when other commands are refused because too many wait.
+    pub revokes_first: bool,
 }
 
 impl Default for Settings {
@@ -85,6 +87,7 @@ impl Default for Settings {
             election,
             quota_bytes: 2 << 30,
             bcrypt_cost: 10,
+            revokes_first: false,
         }
     }
 }
@@ -139,7 +142,9 @@ impl Door {
         let mailbox = member.views.mailboxes[thread].clone();
         let raft = member.raft.clone();
         let timeout = member.settings.request_timeout();
+        let revokes_first = member.settings.revokes_first;
         let batcher = Batcher::new(mailbox.clone(), timeout, Box::new(move |batch| raft.propose(batch)));
+        let batcher = batcher.with_revokes_first(revokes_first);
         Rc::new_cyclic(|this| Self {
             member,
             mailbox,
@@ -362,12 +367,22 @@ impl Door {
         }
         let result = submitted.await;
         self.lone_writer.end(&write, began.elapsed());
+        self.count_failed(&result);
         result
     }
 
     /// Replicates a command of this member's own, which no client's limit binds.
     pub async fn propose_own(&self, kind: Kind, message: &impl Message) -> CommandResult {
-        self.batcher.submit(kind, None, message)?.await
+        let result = self.batcher.submit(kind, None, message)?.await;
+        self.count_failed(&result);
+        result
+    }
+
+    /// Counts a command that did not get as far as apply, or of which nobody knows.
+    fn count_failed(&self, result: &CommandResult) {
+        if let Err(Error::NoLeader | Error::LeaderChanged | Error::TimedOut | Error::Stopped) = result {
+            self.member.views.failures.proposal();
+        }
     }
 
     fn check_request(&self, request: &Request) -> Result<(), Error> {
@@ -399,7 +414,17 @@ impl Door {
             Ok(())
         };
         let timeout = self.member.settings.request_timeout();
-        tokio::time::timeout(timeout, confirmed).await.unwrap_or(Err(Error::TimedOut))
+        let begun = Instant::now();
+        let result = tokio::time::timeout(timeout, confirmed).await.unwrap_or(Err(Error::TimedOut));
+        let failures = &self.member.views.failures;
+        if begun.elapsed() > limits::READ_INDEX_SLOW {
+            failures.slow_read_index();
+            tracing::warn!(took = ?begun.elapsed(), "waiting for ReadIndex response took too long");
+        }
+        if result.is_err() {
+            failures.read_index();
+        }
+        result
     }
 
     /// Waits until the applied index reaches `index`.

@@ -45,6 +45,8 @@ pub enum Failure {
 pub struct Effects {
     /// Changes of keys, in order. Empty unless they were asked for.
     pub events: Vec<Event>,
+    /// Bytes of keys and values that were put.
+    pub put_bytes: u64,
     /// Changes of the lease table, in order.
     pub leases: Vec<LeaseChange>,
     /// The alarm set, if it has changed.
@@ -350,6 +352,7 @@ impl State {
             self.leases.move_keys(writer, &mut self.moves);
         }
         self.effects.events.extend(changes.events);
+        self.effects.put_bytes += changes.put_bytes;
         changes.revision
     }
 

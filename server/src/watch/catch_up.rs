@@ -288,6 +288,7 @@ impl Engine {
             }
             watcher.flags.set(Flags::QUIET, false);
             let prefix = prefixes.get(watcher.watch_id);
+            self.events_sent += response.payload.len() as u64;
             response.payload.fragments(prefix, fragment_bytes, |parts| sink.push(parts));
         }
         watcher.next_revision = watcher.next_revision.max(up_to + 1);

@@ -68,6 +68,7 @@ impl Engine {
             watcher.flags.set(Flags::QUIET, false);
             watcher.flags.set(Flags::FUTURE, false);
             let prefix = prefixes.get(watcher.watch_id);
+            self.events_sent += payload.len() as u64;
             payload.fragments(prefix, fragment_bytes, |parts| stream.sink.push(parts));
             place += 1;
         }

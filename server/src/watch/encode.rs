@@ -136,6 +136,11 @@ impl Payload {
         self.events.is_empty()
     }
 
+    /// Number of its events.
+    pub fn len(&self) -> usize {
+        self.events.len()
+    }
+
     /// Bytes of its events.
     pub fn byte_len(&self) -> usize {
         self.bytes

@@ -73,6 +73,8 @@ pub struct Stats {
     pub behind: usize,
     /// Revision up to which live watchers have got everything.
     pub cursor: i64,
+    /// Events handed to streams since the start, each once for each watcher.
+    pub events_sent: u64,
 }
 
 /// The watches of one net thread.
@@ -109,6 +111,8 @@ pub struct Engine {
     catch_up: CatchUp,
     /// A published revision above the cursor whose batch has not come, and for how many turns now.
     unexplained: Option<(i64, u32)>,
+    /// Events handed to streams, each once for each watcher.
+    events_sent: u64,
     // Shared with the call-backs of sinks, on the same thread.
     signals: Rc<Signals>,
 }
@@ -160,6 +164,7 @@ impl Engine {
             groups: Groups::default(),
             catch_up: CatchUp::new(pool),
             unexplained: None,
+            events_sent: 0,
             signals: Rc::new(Signals { mailbox: mailbox.clone(), streams: RefCell::default() }),
             keyspace,
             mailbox,
@@ -236,6 +241,7 @@ impl Engine {
             groups: self.groups.rows.len(),
             behind: self.watchers.len() - live,
             cursor: self.cursor,
+            events_sent: self.events_sent,
         }
     }
 

@@ -56,6 +56,8 @@ pub struct TxnChanges {
     pub revision: i64,
     /// Its changes in order, unless it was begun without events.
     pub events: Vec<Event>,
+    /// Bytes of keys and values that were put.
+    pub put_bytes: u64,
 }
 
 /// One change set in the making. Reads see its own writes. Dropped without [`WriteTxn::finish`] it never was.
@@ -67,6 +69,7 @@ pub struct WriteTxn<'a> {
     changes: i64,
     /// One for each change, or none at all.
     events: Vec<Event>,
+    put_bytes: u64,
     options: TxnOptions,
     finished: bool,
 }
@@ -122,7 +125,7 @@ impl Writer {
     pub fn begin_with(&mut self, options: TxnOptions) -> WriteTxn<'_> {
         let mark = self.overlay.begin();
         let main = self.latest.current_revision + 1;
-        WriteTxn { writer: self, mark, main, changes: 0, events: Vec::new(), options, finished: false }
+        WriteTxn { writer: self, mark, main, changes: 0, events: Vec::new(), put_bytes: 0, options, finished: false }
     }
 
     /// Raises the compact revision, as part of the batch. History goes later, see [`Keyspace::drop_history`].
@@ -260,6 +263,7 @@ impl WriteTxn<'_> {
             State::Stub(_) | State::None => (modified.main, 1),
         };
         let meta = Meta { modified, create_revision, version, lease };
+        self.put_bytes += (key.len() + value.len()) as u64;
         self.change(&key, Record::Live(meta, &value), Op::Put(meta), &state);
         let previous = state.into_pair();
         if !self.options.without_events {
@@ -317,7 +321,8 @@ impl WriteTxn<'_> {
         if self.changed() {
             self.writer.latest.current_revision = self.main;
         }
-        TxnChanges { revision: self.writer.latest.current_revision, events: mem::take(&mut self.events) }
+        let (revision, put_bytes) = (self.writer.latest.current_revision, self.put_bytes);
+        TxnChanges { revision, events: mem::take(&mut self.events), put_bytes }
     }
 
     fn source(&self) -> Source<'_> {

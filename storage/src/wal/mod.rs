@@ -155,6 +155,10 @@ pub struct WalStats {
     pub sync_count: u64,
     /// Time spent in them.
     pub sync_total: Duration,
+    /// Time spent in writes of log data, before each sync.
+    pub write_total: Duration,
+    /// Writes by class, like syncs.
+    pub write_classes: [u64; SYNC_CLASSES + 1],
     /// Syncs that took at most 250 us, 500 us, ... 8 s, and longer: counts of each class.
     pub sync_classes: [u64; SYNC_CLASSES + 1],
     /// Bytes from the oldest segment that is still needed to the end of the log.
@@ -330,6 +334,8 @@ impl Wal {
             bytes_written_total: counters.bytes_written.load(Ordering::Relaxed),
             sync_count: counters.syncs.load(Ordering::Relaxed),
             sync_total: Duration::from_nanos(counters.sync_nanos.load(Ordering::Relaxed)),
+            write_total: Duration::from_nanos(counters.write_nanos.load(Ordering::Relaxed)),
+            write_classes: std::array::from_fn(|class| counters.write_classes[class].load(Ordering::Relaxed)),
             sync_classes: std::array::from_fn(|class| counters.sync_classes[class].load(Ordering::Relaxed)),
             live_bytes: counters.live_bytes.load(Ordering::Relaxed),
             queue_depth,
@@ -416,6 +422,8 @@ struct State {
 struct Counters {
     bytes_written: AtomicU64,
     syncs: AtomicU64,
+    write_nanos: AtomicU64,
+    write_classes: [AtomicU64; SYNC_CLASSES + 1],
     sync_nanos: AtomicU64,
     sync_classes: [AtomicU64; SYNC_CLASSES + 1],
     live_bytes: AtomicU64,

@@ -270,11 +270,14 @@ impl WalWorker {
         if self.buffer.is_empty() {
             return Ok(());
         }
+        let counters = &self.shared.counters;
+        let started = self.disk.now();
         self.segment.file.write_at(&self.buffer, self.end - self.segment.header.base)?;
+        let written = self.disk.now();
+        counters.count_write(written.saturating_sub(started));
         if !self.options.unsafe_no_fsync {
-            let started = self.disk.now();
             self.segment.file.sync_data()?;
-            self.shared.counters.count_sync(self.disk.now().saturating_sub(started));
+            counters.count_sync(self.disk.now().saturating_sub(written));
         }
         let written = self.buffer.len() as u64;
         self.shared.counters.bytes_written.fetch_add(written, Ordering::Relaxed);
@@ -469,12 +472,22 @@ impl Shared {
 }
 
 impl Counters {
+    fn count_write(&self, took: Duration) {
+        self.write_nanos.fetch_add(took.as_nanos() as u64, Ordering::Relaxed);
+        self.write_classes[class_of(took)].fetch_add(1, Ordering::Relaxed);
+    }
+
     fn count_sync(&self, took: Duration) {
-        let class = (0..SYNC_CLASSES)
-            .find(|class| WalStats::sync_class_bound(*class).is_some_and(|bound| took <= bound))
-            .unwrap_or(SYNC_CLASSES);
+        let class = class_of(took);
         self.syncs.fetch_add(1, Ordering::Relaxed);
         self.sync_nanos.fetch_add(took.as_nanos() as u64, Ordering::Relaxed);
         self.sync_classes[class].fetch_add(1, Ordering::Relaxed);
     }
+}
+
+/// The first class whose bound holds the duration; the open one if none does.
+fn class_of(took: Duration) -> usize {
+    (0..SYNC_CLASSES)
+        .find(|class| WalStats::sync_class_bound(*class).is_some_and(|bound| took <= bound))
+        .unwrap_or(SYNC_CLASSES)
 }

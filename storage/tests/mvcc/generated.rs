@@ -454,7 +454,8 @@ fn apply_txn(writer: &mut Writer, steps: &[Step], abort: bool, model: Option<&mu
     if let (Some(model), Some(shadow)) = (model, shadow) {
         let (state, events) = shadow.finish();
         *model = state;
-        assert_eq!(changes, TxnChanges { revision: model.revision, events });
+        let put_bytes = changes.put_bytes;
+        assert_eq!(changes, TxnChanges { revision: model.revision, events, put_bytes });
     }
     Some(changes)
 }
