@@ -25,9 +25,9 @@ struct Waiting {
     /// Lines that went into the queue, and lines that have been written, since the start.
     pushed: u64,
     written: u64,
-    /// Lines given up since the last one that was written.
+    /// Lines given up since the start, and those of which no line has told yet.
     dropped: u64,
-    dropped_total: u64,
+    untold: u64,
 }
 
 /// The queue's end for those who log. Cheap to clone.
@@ -66,7 +66,7 @@ impl Sink {
         let mut waiting = self.0.waiting.lock();
         if waiting.lines.len() >= LOG_LINES_WAITING_MAX || waiting.bytes + line.len() > LOG_WAITING_BYTES_MAX {
             waiting.dropped += 1;
-            waiting.dropped_total += 1;
+            waiting.untold += 1;
             return;
         }
         waiting.bytes += line.len();
@@ -91,7 +91,7 @@ impl Sink {
 
     /// Lines given up since the start.
     pub fn dropped(&self) -> u64 {
-        self.0.waiting.lock().dropped_total
+        self.0.waiting.lock().dropped
     }
 }
 
@@ -103,7 +103,7 @@ impl Shared {
             self.filled.wait(&mut waiting);
         }
         waiting.bytes = 0;
-        (std::mem::take(&mut waiting.lines), std::mem::take(&mut waiting.dropped))
+        (std::mem::take(&mut waiting.lines), std::mem::take(&mut waiting.untold))
     }
 }
 
