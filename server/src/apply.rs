@@ -180,6 +180,7 @@ impl Applier {
         self.publish_auth(effects.auth, effects.tokens);
         self.writer.publish();
         self.measure(committing, effects.put_bytes);
+        self.views.counters.deletes.add(effects.keys_revoked);
         if let Some(alarms) = effects.alarms {
             self.views.alarms.store(alarms);
         }

@@ -288,7 +288,8 @@ fn a_configuration_file_is_all_that_counts() {
         );
         fs::write(&file, text).expect("written");
         server.restart();
-        let members = runtime().block_on(async { client(&server).cluster().member_list(false).await.expect("listed").members });
+        let members =
+            runtime().block_on(async { client(&server).cluster().member_list(false).await.expect("listed").members });
         assert_eq!(members[0].name, "of-file", "{:?}", program.dialect);
         assert_eq!(members[0].client_ur_ls, [client_url]);
         assert!(data.is_dir() && !directory.path().join("ignored").exists(), "{:?}", program.dialect);
@@ -316,9 +317,6 @@ const ABSENT: &[(&str, &str)] = &[
     ("etcd_grpc_proxy_", "of etcd's gRPC proxy, which is another program"),
     ("etcd_mvcc_db_open_read_transactions", "readers hold nothing open"),
 ];
-
-/// Metrics whose series differ in labels for a reason.
-const OTHER_LABELS: &[(&str, &str)] = &[];
 
 /// A family as its text tells: type, names of labels, and the bounds of its buckets.
 #[derive(Debug, Default)]
@@ -403,7 +401,7 @@ fn metrics_are_etcds() {
         if our.kind != their.kind {
             wrong.push(format!("{name}: {} instead of {}", our.kind, their.kind));
         }
-        if our.labels != their.labels && !OTHER_LABELS.iter().any(|(known, _)| known == name) {
+        if our.labels != their.labels {
             wrong.push(format!("{name}: labels {:?} instead of {:?}", our.labels, their.labels));
         }
         if our.bounds != their.bounds {
@@ -432,7 +430,6 @@ fn counted_alike(texts: &[String; 2]) {
         "etcd_server_is_leader ",
         "etcd_server_quota_backend_bytes ",
         "etcd_server_proposals_failed_total ",
-        "etcd_server_slow_apply_total ",
         "etcd_server_version{",
         "etcd_cluster_version{",
         "etcd_server_feature_enabled{name=\"FastLeaseKeepAlive\"",

@@ -47,6 +47,8 @@ pub struct Effects {
     pub events: Vec<Event>,
     /// Bytes of keys and values that were put.
     pub put_bytes: u64,
+    /// Keys that went with their leases.
+    pub keys_revoked: u64,
     /// Changes of the lease table, in order.
     pub leases: Vec<LeaseChange>,
     /// The alarm set, if it has changed.
@@ -310,6 +312,7 @@ impl State {
             }
         }
         let changes = txn.finish();
+        self.effects.keys_revoked += keys.len() as u64;
         self.keep(writer, changes);
         Ok(())
     }
