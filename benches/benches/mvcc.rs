@@ -194,6 +194,9 @@ fn reads(criterion: &mut Criterion, store: &Store, keys: u64, old: i64) {
             });
         });
         group.throughput(Throughput::Elements(100));
+        group.bench_function(format!("count_all_{name}"), |b| {
+            b.iter(|| store.keyspace.read(revision).expect("readable").count(&KeyRange::all()).expect("counted"));
+        });
         group.bench_function(format!("range_100_{name}"), |b| {
             b.iter(|| {
                 let first = random.random_range(0..keys - 100);

@@ -1,8 +1,6 @@
 //! A Range that may be long, as a thread of the pool reads it: in pieces, so that it ends soon after its caller has gone,
 //! and with a bound on the answer. Does not know which thread it is on.
 
-use std::ops::ControlFlow;
-
 use daymark_storage::mvcc::{KeyRange, RangeEnd, RangeOptions, RangeResult, ReadTxn};
 
 use daymark_api::etcdserverpb as pb;
@@ -56,13 +54,9 @@ pub fn range(
 
 /// Number of keys in `range`.
 pub fn count(view: &ReadTxn, range: &KeyRange, caller: &Caller) -> Result<i64, Error> {
-    let mut count = 0;
-    view.for_each(range, &mut |_, _| {
-        count += 1;
-        if caller.has_gone() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?;
+    let count = view.count_while(range, &mut || !caller.has_gone())?;
     caller.check()?;
-    Ok(count)
+    Ok(count.expect("a caller that waits lets it go on to the end"))
 }
 
 /// What is read at once. Filters are applied here: a piece in which nothing passes them must end, too.

@@ -2,7 +2,7 @@
 //! time, of watchers or of the wire.
 //!
 //! Reading order: `revision`, `event`, `range`, `layout` (the bytes), `rewind` and `read` (the way back to a revision),
-//! `write` with `cache`, `history`, `compaction`.
+//! `write` with `cache`, `history`, `compaction`, `fences`.
 
 pub mod event;
 pub mod layout;
@@ -11,6 +11,7 @@ pub mod revision;
 
 mod cache;
 mod compaction;
+mod fences;
 mod history;
 mod read;
 mod rewind;
@@ -26,12 +27,14 @@ use crate::error::{Result, StorageError};
 use crate::log_id::LogId;
 
 pub use event::{Event, EventKind, KeyValue};
+pub use fences::GoesOn;
 pub use history::HistoryChunk;
 pub use range::{KeyRange, RangeEnd, RangeOptions, RangeResult};
 pub use read::{KvRef, ReadTxn};
 pub use revision::Revision;
 pub use write::{TxnChanges, TxnOptions, WriteTxn, Writer};
 
+use fences::Fences;
 use layout::Position;
 
 /// Why a read could not be answered.
@@ -78,6 +81,8 @@ struct Shared {
     written_bytes: AtomicU64,
     // Raised by whoever drops history.
     history_floor: AtomicI64,
+    // Kept by readers among themselves.
+    fences: Fences,
 }
 
 impl Keyspace {
@@ -103,6 +108,7 @@ impl Keyspace {
             applied: ArcSwapOption::empty(),
             written_bytes: AtomicU64::new(0),
             history_floor: AtomicI64::new(0),
+            fences: Fences::default(),
         };
         let mut bytes = Vec::new();
         let position = match shared.backend.get(Family::Meta, layout::POSITION_KEY, &mut bytes)? {
@@ -159,6 +165,11 @@ impl Keyspace {
             }
         }
         read(&self.read(0)?)
+    }
+
+    /// How many keys lie between the fences that make counting quick, from now on. The default suits all but tests.
+    pub fn set_keys_per_fence(&self, keys: usize) {
+        self.shared.fences.set_keys_per_fence(keys);
     }
 
     /// The last log entry that readers see the changes of.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::event::KeyValue;
+use super::fences::GoesOn;
 use super::layout::Meta;
 use super::range::{KeyRange, RangeOptions, RangeResult};
 use super::rewind::Source;
@@ -82,9 +83,14 @@ impl ReadTxn {
         read_range(&self.source(), range, options, self.revision)
     }
 
-    /// Number of keys in `range`.
+    /// Number of keys in `range`. Reads the range once; after that only its ends, and what history has changed since.
     pub fn count(&self, range: &KeyRange) -> Result<i64, ReadError> {
         count(&self.source(), range, self.revision)
+    }
+
+    /// As [`ReadTxn::count`], but gives up, with none, when `goes_on` says so: it is asked every now and then.
+    pub fn count_while(&self, range: &KeyRange, goes_on: GoesOn<'_>) -> Result<Option<i64>, ReadError> {
+        count_while(&self.source(), range, self.revision, goes_on)
     }
 
     /// Calls `visit` for each pair of `range` in key order until it breaks. What it was shown is right only if the
@@ -150,17 +156,34 @@ pub(super) fn read_range(
     Ok(result)
 }
 
-/// Number of keys of `range` at `revision`. The seam behind which live-key counts will take the place of the scan.
+/// Number of keys of `range` at `revision`.
 pub(super) fn count(source: &Source<'_>, range: &KeyRange, revision: i64) -> Result<i64, ReadError> {
+    let count = count_while(source, range, revision, &mut || true)?;
+    Ok(count.expect("it went on to the end"))
+}
+
+fn count_while(
+    source: &Source<'_>,
+    range: &KeyRange,
+    revision: i64,
+    goes_on: GoesOn<'_>,
+) -> Result<Option<i64>, ReadError> {
+    let is_long = range.span().is_some_and(|span| !span.is_empty());
+    // The writer sees changes that nobody else does.
+    if is_long && source.overlay.is_none() {
+        let count = source.shared.fences.count(source, range, revision, goes_on)?;
+        source.shared.check_floor(revision)?;
+        return Ok(count);
+    }
     let mut count = 0;
     scan(source, range, Direction::Forward, revision, &mut |_, _| {
         count += 1;
         ControlFlow::Continue(())
     })?;
-    Ok(count)
+    Ok(Some(count))
 }
 
-fn scan(
+pub(super) fn scan(
     source: &Source<'_>,
     range: &KeyRange,
     direction: Direction,

@@ -9,7 +9,7 @@ use std::thread;
 use bytes::Bytes;
 use daymark_storage::LogId;
 use daymark_storage::backend::{Backend, MemBackend};
-use daymark_storage::mvcc::{EventKind, KeyRange, Keyspace, RangeOptions, ReadError, Writer};
+use daymark_storage::mvcc::{EventKind, KeyRange, Keyspace, RangeEnd, RangeOptions, ReadError, Writer};
 
 const KEYS: usize = 7;
 const READERS: u64 = 3;
@@ -40,6 +40,7 @@ fn value_at(revision: i64) -> Option<Bytes> {
 
 fn run(backend: Arc<dyn Backend>, revisions: i64) {
     let (keyspace, writer) = Keyspace::open(backend).unwrap();
+    keyspace.set_keys_per_fence(2);
     let (done, reads) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
         for reader in 0..READERS {
@@ -50,6 +51,10 @@ fn run(backend: Arc<dyn Backend>, revisions: i64) {
                     round += 1;
                     check_read(keyspace, round);
                     check_history(keyspace, round);
+                    // Looks at much history for each answer.
+                    if round.is_multiple_of(64) {
+                        check_count(keyspace, round / 64);
+                    }
                     reads.fetch_add(1, Ordering::Relaxed);
                 }
             });
@@ -119,6 +124,20 @@ fn check_read(keyspace: &Keyspace, round: u64) {
     }
     match read.get(b"key3") {
         Ok(found) => assert_eq!(found.map(|kv| kv.value), expected),
+        Err(ReadError::Compacted) => assert!(read.revision() < keyspace.compact_revision()),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn check_count(keyspace: &Keyspace, round: u64) {
+    let asked = if round.is_multiple_of(3) { keyspace.current_revision() - (round % 90) as i64 } else { 0 };
+    let Ok(read) = keyspace.read(asked) else { return };
+    let range = KeyRange { start: format!("key{}", round % 3).into(), end: RangeEnd::Open };
+    match read.count(&range) {
+        Ok(count) => {
+            let inside = if value_at(read.revision()).is_some() { KEYS as i64 - (round % 3) as i64 } else { 0 };
+            assert_eq!(count, inside, "at {}", read.revision());
+        }
         Err(ReadError::Compacted) => assert!(read.revision() < keyspace.compact_revision()),
         Err(error) => panic!("{error}"),
     }

@@ -396,9 +396,11 @@ impl Run {
     }
 }
 
-/// A cache so small that it evicts all the time.
+/// A cache so small that it evicts all the time, and fences between few keys.
 fn open(store: &dyn Store) -> (Arc<Keyspace>, Writer) {
-    Keyspace::open_with(store.backend(), 1000).unwrap()
+    let (keyspace, writer) = Keyspace::open_with(store.backend(), 1000).unwrap();
+    keyspace.set_keys_per_fence(2);
+    (keyspace, writer)
 }
 
 fn step(random: &mut Random, revision: i64) -> Step {
