@@ -1,6 +1,7 @@
 //! What the tests with real processes share: starting and killing servers, finding the etcd that answers are compared
 //! with, running etcdctl, remembering acknowledged writes, cutting the power of a file system. No tests here.
 
+pub mod certificates;
 pub mod ctl;
 pub mod etcd;
 pub mod history;

@@ -92,6 +92,8 @@ pub struct Server {
     extra: Vec<String>,
     client_port: u16,
     peer_port: u16,
+    /// Clients are served over TLS: health is not asked then, since that may take a certificate.
+    secure: bool,
     data_dir: PathBuf,
     child: Option<Child>,
     /// Holds the log, and the data directory unless another one was given.
@@ -104,6 +106,16 @@ impl Server {
         let home = home();
         let data_dir = home.path().join("data");
         Self::start_with(program, home, data_dir, extra)
+    }
+
+    /// Starts a new member that serves clients over TLS, for which `extra` holds the flags, and waits until it serves.
+    pub fn start_secure(program: &Program, extra: &[&str]) -> Self {
+        let home = home();
+        let data_dir = home.path().join("data");
+        let mut server = Self::new(program, home, data_dir, extra);
+        server.secure = true;
+        server.restart();
+        server
     }
 
     /// Starts a member on this data directory and waits until it is healthy.
@@ -128,6 +140,7 @@ impl Server {
             extra: extra.iter().map(ToString::to_string).collect(),
             client_port: ports::free(),
             peer_port: ports::free(),
+            secure: false,
             data_dir,
             child: None,
             home: Some(home),
@@ -145,7 +158,7 @@ impl Server {
         let child = self.command().stdout(Stdio::null()).stderr(log).spawn();
         self.child = Some(child.unwrap_or_else(|e| panic!("start {}: {e}", self.program.binary.display())));
         loop {
-            if is_healthy(self.client_port) {
+            if self.serves() {
                 return started.elapsed();
             }
             let ended = self.child.as_mut().expect("just started").try_wait().expect("wait for the server");
@@ -167,7 +180,8 @@ impl Server {
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program.binary);
         clear_settings(&mut command);
-        let client = format!("http://127.0.0.1:{}", self.client_port);
+        let scheme = if self.secure { "https" } else { "http" };
+        let client = format!("{scheme}://127.0.0.1:{}", self.client_port);
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
         command.arg("--data-dir").arg(&self.data_dir);
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
@@ -205,7 +219,15 @@ impl Server {
 
     /// Whether the process is there and answers.
     pub fn is_healthy(&self) -> bool {
-        self.child.is_some() && is_healthy(self.client_port)
+        self.child.is_some() && self.serves()
+    }
+
+    fn serves(&self) -> bool {
+        if self.secure {
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.client_port));
+            return self.log().contains("ready to serve client requests") && TcpStream::connect(address).is_ok();
+        }
+        is_healthy(self.client_port)
     }
 
     /// `host:port` for clients.
