@@ -20,12 +20,7 @@ use daymark_tests::{
 const STAGE_MAX: Duration = Duration::from_secs(150);
 
 /// Stages that Daymark cannot pass yet, each with the client ("" for all) and the reason.
-const PENDING: &[(&str, &str, &str)] = &[
-    ("", "auth", "authentication is not served yet"),
-    ("", "tls", "TLS is not served yet"),
-    ("", "tls-auth", "TLS is not served yet"),
-    ("python_etcd3gw", "basic", "the JSON gateway is not served yet"),
-];
+const PENDING: &[(&str, &str, &str)] = &[("", "maintenance", "HashKV and Snapshot are not served yet")];
 
 type Stage = (&'static str, &'static [&'static str]);
 
@@ -39,7 +34,8 @@ struct Client {
 }
 
 const ETCDCTL: &[Stage] = &[
-    ("basic", &["kv", "txn", "watch", "lease", "keepalive", "lock", "election", "maintenance"]),
+    ("basic", &["kv", "txn", "watch", "lease", "keepalive", "lock", "election"]),
+    ("maintenance", &["maintenance"]),
     ("auth", &["login", "permissions", "wrong-password", "no-user", "auth-management"]),
     ("tls", &["tls-kv", "tls-without-certificate"]),
     ("tls-auth", &["tls-login", "certificate-identity"]),
@@ -59,40 +55,25 @@ const GO: &[Stage] = &[
             "mutex",
             "election",
             "stm",
-            "maintenance",
             "cluster",
         ],
     ),
+    ("maintenance", &["maintenance"]),
     ("auth", &["login", "permissions", "wrong-password", "no-user", "auth-management", "token-renewal"]),
     ("tls", &["tls-kv", "tls-without-certificate"]),
     ("tls-auth", &["tls-login", "certificate-identity"]),
 ];
 const RUST: &[Stage] = &[
-    (
-        "basic",
-        &[
-            "kv",
-            "txn",
-            "watch",
-            "watch-resume",
-            "watch-compacted",
-            "lease",
-            "keepalive",
-            "lock",
-            "election",
-            "maintenance",
-        ],
-    ),
+    ("basic", &["kv", "txn", "watch", "watch-resume", "watch-compacted", "lease", "keepalive", "lock", "election"]),
+    ("maintenance", &["maintenance"]),
     ("auth", &["login", "permissions", "wrong-password", "no-user", "auth-management"]),
     ("tls", &["tls-kv", "tls-without-certificate"]),
     ("tls-auth", &["tls-login", "certificate-identity"]),
 ];
 // Its gRPC library sends passwords and tokens over TLS only.
 const PYTHON_ETCD3: &[Stage] = &[
-    (
-        "basic",
-        &["kv", "txn", "watch", "watch-resume", "watch-compacted", "lease", "keepalive", "lock", "maintenance"],
-    ),
+    ("basic", &["kv", "txn", "watch", "watch-resume", "watch-compacted", "lease", "keepalive", "lock"]),
+    ("maintenance", &["maintenance"]),
     ("auth", &["no-user"]),
     ("tls", &["tls-kv", "tls-without-certificate"]),
     ("tls-auth", &["login", "permissions", "wrong-password", "auth-management", "certificate-identity"]),
@@ -107,10 +88,7 @@ const PYTHON_ETCD3GW: &[Stage] = &[
     ("tls-auth", &["certificate-is-no-identity"]),
 ];
 const NODE: &[Stage] = &[
-    (
-        "basic",
-        &["kv", "txn", "stm", "watch", "watch-resume", "lease", "keepalive", "lock", "election", "maintenance"],
-    ),
+    ("basic", &["kv", "txn", "stm", "watch", "watch-resume", "lease", "keepalive", "lock", "election", "maintenance"]),
     ("auth", &["login", "permissions", "wrong-password", "no-user", "auth-management"]),
     ("tls", &["tls-kv", "tls-without-certificate"]),
     ("tls-auth", &["tls-login"]),

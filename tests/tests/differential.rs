@@ -2,7 +2,9 @@
 //! lease and watch API, and a table of everything that must be refused.
 
 mod differential {
+    pub mod call;
     pub mod generate;
+    pub mod known;
     pub mod refusals;
     pub mod side;
 }
@@ -16,7 +18,7 @@ use daymark_tests::{
     wire::runtime,
 };
 use differential::{
-    generate::{Request, generate},
+    generate::{Repertoire, Request, generate},
     refusals,
     side::{self, Side},
 };
@@ -24,6 +26,9 @@ use differential::{
 /// Tries to make a failing sequence smaller.
 const SHRINK_RUNS_MAX: usize = 60;
 const SHRINK_TIME_MAX: Duration = Duration::from_secs(120);
+
+/// Characters of a request or an answer that are shown.
+const SHOWN_MAX: usize = 1500;
 
 /// Where two servers answered differently.
 struct Difference {
@@ -36,13 +41,14 @@ fn generated_requests_get_the_same_answers() {
     let Some(oracle) = etcd::any_oracle_or_skip("generated_requests_get_the_same_answers") else { return };
     let ours = Program::daymark();
     let seed = seed();
-    let count = usize::try_from(setting("DAYMARK_DIFF_REQUESTS", 5000)).expect("fits");
-    let requests = generate(seed, count);
+    let count = usize::try_from(setting("DAYMARK_DIFF_REQUESTS", 20_000)).expect("fits");
+    let old = oracle.dialect == Dialect::Etcd35;
+    let requests = generate(seed, count, if old { Repertoire::Old } else { Repertoire::Full });
     println!("seed {seed}: {count} requests (DAYMARK_SEED={seed} DAYMARK_DIFF_REQUESTS={count} repeats this)");
     let Some(first) = run(&oracle, &ours, &requests) else { return };
     let smallest = shrink(&oracle, &ours, requests[..=first.at].to_vec());
     let last = run(&oracle, &ours, &smallest).map_or_else(|| first.what.clone(), |d| d.what);
-    let listing: Vec<_> = smallest.iter().map(|r| format!("  {r:?}")).collect();
+    let listing: Vec<_> = smallest.iter().map(|r| format!("  {}", short(r))).collect();
     panic!(
         "seed {seed}, request {}: answers differ\n{}\nsmallest sequence found:\n{}\nwhich gives\n{last}",
         first.at,
@@ -53,14 +59,16 @@ fn generated_requests_get_the_same_answers() {
 
 /// Sends the sequence to two fresh servers; the first difference.
 fn run(oracle: &Program, ours: &Program, requests: &[Request]) -> Option<Difference> {
-    let theirs = Server::start(oracle, &[]);
-    let ours = Server::start(ours, &[]);
-    runtime().block_on(compare(&theirs, &ours, requests))
+    let old = oracle.dialect == Dialect::Etcd35;
+    // Passwords are hashed as cheaply as can be.
+    let theirs = Server::start(oracle, &["--bcrypt-cost=4"]);
+    let ours = Server::start(ours, &["--bcrypt-cost=4"]);
+    runtime().block_on(compare(&theirs, &ours, requests, old))
 }
 
-async fn compare(theirs: &Server, ours: &Server, requests: &[Request]) -> Option<Difference> {
-    let mut left = Side::connect(&theirs.endpoint()).await;
-    let mut right = Side::connect(&ours.endpoint()).await;
+async fn compare(theirs: &Server, ours: &Server, requests: &[Request], old: bool) -> Option<Difference> {
+    let mut left = Side::connect(&theirs.endpoint(), old).await;
+    let mut right = Side::connect(&ours.endpoint(), old).await;
     // etcd brings watchers that start in the past up to date ten times a second: to compare what a compaction or a
     // cancel leaves of them, both must be given the time.
     let mut behind = false;
@@ -78,12 +86,28 @@ async fn compare(theirs: &Server, ours: &Server, requests: &[Request]) -> Option
         let (a, b) = futures_util::future::join(left.ask(&request), right.ask(&request)).await;
         if a != b {
             let log = if b.contains("transport error") { ours.log() } else { String::new() };
-            let what = format!("{request:?}\n  etcd:    {a}\n  daymark: {b}\n{log}");
+            let what = format!("{}\n  etcd:    {}\n  daymark: {}\n{log}", short(&request), cut(&a, &b), cut(&b, &a));
             return Some(Difference { at, what });
         }
     }
     let last = side::settled(&left, &right, true).await;
     last.err().map(|what| Difference { at: requests.len().saturating_sub(1), what })
+}
+
+/// A request as text, without the length of long values.
+fn short(request: &Request) -> String {
+    let text = format!("{request:?}");
+    if text.len() > SHOWN_MAX { format!("{}...", text.chars().take(SHOWN_MAX).collect::<String>()) } else { text }
+}
+
+/// A long answer from a little before where it differs from the other one.
+fn cut(text: &str, other: &str) -> String {
+    if text.len() <= SHOWN_MAX {
+        return text.to_owned();
+    }
+    let same = text.chars().zip(other.chars()).take_while(|(a, b)| a == b).count();
+    let shown: String = text.chars().skip(same.saturating_sub(SHOWN_MAX / 2)).take(SHOWN_MAX).collect();
+    format!("({} bytes, equal up to {same}) ...{shown}...", text.len())
 }
 
 /// Leaves out pieces of a failing sequence as long as what remains still fails.

@@ -1,5 +1,5 @@
 // Exercises a server through etcd's own Go client. Prints "ok NAME" for each check and ends with 1 at the first that
-// fails. Argument: the stage (basic, auth, tls or tls-auth). Environment: ENDPOINT; for TLS also CA, CERT, KEY.
+// fails. Argument: the stage (basic, maintenance, auth, tls or tls-auth). Environment: ENDPOINT; for TLS also CA, CERT, KEY.
 package main
 
 import (
@@ -27,8 +27,9 @@ func main() {
 		"basic": {
 			{"kv", kv}, {"range-stream", rangeStream}, {"txn", txn}, {"watch", watch}, {"watch-resume", watchResume},
 			{"watch-compacted", watchCompacted}, {"lease", lease}, {"keepalive", keepAlive}, {"mutex", mutex},
-			{"election", election}, {"stm", stm}, {"maintenance", maintenance}, {"cluster", cluster},
+			{"election", election}, {"stm", stm}, {"cluster", cluster},
 		},
+		"maintenance": {{"maintenance", maintenance}},
 		"auth": {
 			{"login", login}, {"permissions", permissions}, {"wrong-password", wrongPassword}, {"no-user", noUser},
 			{"auth-management", management}, {"token-renewal", tokenRenewal},

@@ -192,8 +192,9 @@ def tls_without_certificate():
 run({
     "basic": [
         ("kv", kv), ("txn", txn), ("watch", watch), ("watch-resume", watch_resume), ("watch-compacted", watch_compacted),
-        ("lease", lease), ("keepalive", keepalive), ("lock", lock), ("maintenance", maintenance),
+        ("lease", lease), ("keepalive", keepalive), ("lock", lock),
     ],
+    "maintenance": [("maintenance", maintenance)],
     "auth": [("no-user", no_user)],
     "tls": [("tls-kv", tls_kv), ("tls-without-certificate", tls_without_certificate)],
     "tls-auth": [

@@ -110,7 +110,7 @@ pub async fn failures(endpoint: &str, who: Who) -> Vec<String> {
 
 /// Keys `a` and `b`, history up to revision 5 compacted at 4, lease 7.
 async fn prepare(endpoint: &str) {
-    let mut side = Side::connect(endpoint).await;
+    let mut side = Side::connect(endpoint, false).await;
     for request in [
         Request::Put(put("a", "1")),
         Request::Put(put("a", "2")),
@@ -423,7 +423,7 @@ fn transport() -> Vec<Row> {
 /// Problems of one watcher are told on the stream, which lives on; what such a stream says, in order.
 pub async fn watch_refusals(endpoint: &str) -> Vec<String> {
     prepare(endpoint).await;
-    let mut side = Side::connect(endpoint).await;
+    let mut side = Side::connect(endpoint, false).await;
     let create = |watch_id, key: &'static str, end: &'static str, start_revision| {
         let (key, range_end) = (key.into(), end.into());
         Request::WatchCreate(WatchCreateRequest { key, range_end, start_revision, watch_id, ..Default::default() })
@@ -448,7 +448,7 @@ pub async fn watch_refusals(endpoint: &str) -> Vec<String> {
 
 /// What a watcher is told that starts before everything. Present etcd refuses it; 3.5.1 creates it and then cancels it.
 pub async fn watch_from_below_zero(endpoint: &str) -> Vec<String> {
-    let mut side = Side::connect(endpoint).await;
+    let mut side = Side::connect(endpoint, false).await;
     let create = WatchCreateRequest { key: "a".into(), start_revision: -1, ..Default::default() };
     side.ask(&Request::WatchCreate(create)).await;
     side.told().await

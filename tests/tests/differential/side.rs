@@ -1,8 +1,7 @@
-//! One of the two servers, asked through plain gRPC clients; and its answers in a form that can be compared. What is not
-//! promised by etcd (ids, terms, remaining times, the order of equal elements) is levelled here.
+//! One of the two servers, asked through plain gRPC clients; and its answers in a form that can be compared. What may differ
+//! is taken out by `known.rs`.
 
 use std::{
-    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -10,23 +9,33 @@ use std::{
 
 use daymark_api::{
     etcdserverpb::{
-        self as pb, LeaseKeepAliveRequest, LeaseLeasesRequest, RangeRequest, RangeResponse, ResponseHeader,
-        TxnResponse, WatchCancelRequest, WatchRequest, WatchResponse, kv_client::KvClient, lease_client::LeaseClient,
-        response_op::Response as OpResponse, watch_client::WatchClient, watch_request::RequestUnion,
+        self as pb, AuthenticateRequest, LeaseKeepAliveRequest, LeaseLeasesRequest, RangeRequest, RangeResponse,
+        ResponseHeader, WatchCancelRequest, WatchRequest, WatchResponse, auth_client::AuthClient, kv_client::KvClient,
+        lease_client::LeaseClient, watch_client::WatchClient, watch_request::RequestUnion,
     },
-    mvccpb::{self, KeyValue},
+    mvccpb,
+    v3electionpb::{self, CampaignRequest, LeaderKey, ProclaimRequest, ResignRequest},
+    v3lockpb::{self, LockRequest, UnlockRequest},
 };
 use futures_util::{Stream, stream};
+use prost::Message;
 use tokio::{
     sync::mpsc,
     time::{sleep, timeout},
 };
 use tonic::{
     Status,
+    client::Grpc,
+    metadata::AsciiMetadataValue,
+    service::{Interceptor, interceptor::InterceptedService},
     transport::{Channel, Endpoint},
 };
 
-use super::generate::Request;
+use super::{
+    call::{Call, RawCodec},
+    generate::{Request, Who},
+    known,
+};
 
 const ANSWER_MAX: Duration = Duration::from_secs(15);
 /// Both must have delivered the same events after this long.
@@ -39,7 +48,7 @@ const QUIET_LIVE: Duration = Duration::from_millis(20);
 #[derive(Default)]
 struct Watched {
     by_id: BTreeMap<i64, Vec<Line>>,
-    /// Revisions that were compacted at.
+    /// Revisions that were compacted at, if that makes a difference.
     compacted: BTreeSet<i64>,
     created: usize,
     canceled: usize,
@@ -54,18 +63,43 @@ struct Line {
     deleted_at: Option<i64>,
 }
 
+/// Adds the token of whoever asks at the moment.
+#[derive(Clone, Default)]
+struct Caller(Arc<Mutex<Option<String>>>);
+
+impl Interceptor for Caller {
+    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, Status> {
+        if let Some(token) = self.0.lock().expect("no panic while held").as_deref() {
+            request.metadata_mut().insert("token", AsciiMetadataValue::try_from(token).expect("tokens are ASCII"));
+        }
+        Ok(request)
+    }
+}
+
+type Service = InterceptedService<Channel, Caller>;
+
 /// A connection to one server.
 pub struct Side {
-    kv: KvClient<Channel>,
-    lease: LeaseClient<Channel>,
+    service: Service,
+    kv: KvClient<Service>,
+    lease: LeaseClient<Service>,
     watch: mpsc::Sender<WatchRequest>,
     watched: Arc<Mutex<Watched>>,
     revision: i64,
+    /// The server is an etcd 3.5.1, or compared with one.
+    old: bool,
+    caller: Caller,
+    tokens: BTreeMap<Who, String>,
+    /// What the last campaign of each lease was answered with.
+    leaders: BTreeMap<i64, LeaderKey>,
+    /// The member, for calls that name it, and what stands for its names in an answer.
+    member_id: u64,
+    names: Vec<(String, &'static str)>,
 }
 
 impl Side {
     /// Connects and opens the watch stream.
-    pub async fn connect(endpoint: &str) -> Self {
+    pub async fn connect(endpoint: &str, old: bool) -> Self {
         let channel = Endpoint::from_shared(format!("http://{endpoint}")).expect("an address").connect().await;
         let channel = channel.expect("the server is up");
         let limit = usize::try_from(i32::MAX).expect("fits");
@@ -75,8 +109,28 @@ impl Side {
         let watched = Arc::default();
         // Opened aside: etcd sends the stream's headers only with its first answer.
         tokio::spawn(listen(client, outgoing, Arc::clone(&watched)));
-        let kv = KvClient::new(channel.clone()).max_decoding_message_size(limit);
-        Self { kv, lease: LeaseClient::new(channel), watch, watched, revision: 1 }
+        let caller = Caller::default();
+        let service = InterceptedService::new(channel, caller.clone());
+        let kv = KvClient::new(service.clone()).max_decoding_message_size(limit);
+        let lease = LeaseClient::new(service.clone());
+        let (tokens, leaders, names) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        let member_id = 0;
+        let mut this =
+            Self { service, kv, lease, watch, watched, revision: 1, old, caller, tokens, leaders, member_id, names };
+        this.learn_names(endpoint).await;
+        this
+    }
+
+    async fn learn_names(&mut self, endpoint: &str) {
+        let list = self.raw(&Call::member_list(false)).await.expect("a member list");
+        let list = pb::MemberListResponse::decode(list).expect("a list");
+        self.member_id = list.header.map_or(0, |header| header.member_id);
+        let peer = list.members.first().and_then(|member| member.peer_ur_ls.first()).cloned().unwrap_or_default();
+        self.names = vec![
+            (self.member_id.to_string(), "<member>"),
+            (endpoint.to_owned(), "<endpoint>"),
+            (peer, "<peer endpoint>"),
+        ];
     }
 
     /// The highest revision that any answer has shown.
@@ -86,11 +140,22 @@ impl Side {
 
     /// Sends a request; its answer, levelled.
     pub async fn ask(&mut self, request: &Request) -> String {
-        match timeout(ANSWER_MAX, self.answer(request.clone())).await {
-            Ok(Ok(text)) => text,
-            Ok(Err(status)) => level_error(request, &status),
+        let (who, request) = match request {
+            Request::As(who, request) => (Some(*who), &**request),
+            request => (None, request),
+        };
+        let token = who.and_then(|who| match who {
+            Who::Garbage => Some("neither-a-token.nor-a-number".to_owned()),
+            who => self.tokens.get(&who).cloned(),
+        });
+        *self.caller.0.lock().expect("no panic while held") = token;
+        let answer = match timeout(ANSWER_MAX, self.answer(request.clone())).await {
+            Ok(Ok(text)) => known::text(&text, &self.names),
+            Ok(Err(status)) => known::error(request, &status, self.old),
             Err(_) => format!("no answer within {ANSWER_MAX:?}"),
-        }
+        };
+        *self.caller.0.lock().expect("no panic while held") = None;
+        answer
     }
 
     async fn answer(&mut self, request: Request) -> Result<String, Status> {
@@ -98,7 +163,7 @@ impl Side {
             Request::Range(range) => {
                 let mut answer = self.kv.range(range.clone()).await?.into_inner();
                 self.level(&mut answer.header);
-                level_range(&range, &mut answer);
+                known::range(&range, &mut answer, self.old);
                 format!("{answer:?}")
             }
             Request::Put(put) => {
@@ -114,13 +179,15 @@ impl Side {
             Request::Txn(txn) => {
                 let mut answer = self.kv.txn(txn.clone()).await?.into_inner();
                 self.level(&mut answer.header);
-                level_txn(&txn, &mut answer);
+                known::txn(&txn, &mut answer, self.old);
                 format!("{answer:?}")
             }
             Request::Compact(compaction) => {
                 let revision = compaction.revision;
                 let mut answer = self.kv.compact(compaction).await?.into_inner();
-                self.watched.lock().expect("no panic while held").compacted.insert(revision);
+                if self.old {
+                    self.watched.lock().expect("no panic while held").compacted.insert(revision);
+                }
                 self.level(&mut answer.header);
                 format!("{answer:?}")
             }
@@ -129,8 +196,107 @@ impl Side {
                 self.say(RequestUnion::CancelRequest(WatchCancelRequest { watch_id })).await;
                 String::new()
             }
+            Request::RangeStream(range) => self.range_stream(range).await?,
+            Request::WatchOnce(create) => self.watch_once(create).await?,
+            Request::Login(who, password) => self.login(who, password).await?,
+            Request::Call(call) => self.call(&call).await?,
+            Request::Alarm(alarm) => {
+                self.call(&Call::alarm(pb::AlarmRequest { member_id: self.member_id, ..alarm })).await?
+            }
+            Request::Lock(_)
+            | Request::Unlock(_)
+            | Request::Campaign(..)
+            | Request::Proclaim(..)
+            | Request::Resign(_) => self.concurrency(request).await?,
             request => self.lease_answer(request).await?,
         })
+    }
+
+    async fn raw(&mut self, call: &Call) -> Result<bytes::Bytes, Status> {
+        let mut grpc = Grpc::new(self.service.clone());
+        grpc.ready().await.map_err(|e| Status::unknown(format!("transport error: {e}")))?;
+        let path = http::uri::PathAndQuery::from_static(call.path);
+        Ok(grpc.unary(tonic::Request::new(call.message.clone()), path, RawCodec).await?.into_inner())
+    }
+
+    async fn call(&mut self, call: &Call) -> Result<String, Status> {
+        let (text, revision) = (call.show)(&self.raw(call).await?);
+        self.revision = self.revision.max(revision.unwrap_or_default());
+        Ok(text)
+    }
+
+    /// The chunks put together, which must be what a Range would have answered, and where the header was.
+    async fn range_stream(&mut self, range: RangeRequest) -> Result<String, Status> {
+        let mut chunks = self.kv.range_stream(range).await?.into_inner();
+        let mut whole = RangeResponse::default();
+        let mut headers = Vec::new();
+        while let Some(chunk) = chunks.message().await? {
+            let chunk = chunk.range_response.unwrap_or_default();
+            headers.push(chunk.header.is_some());
+            whole.kvs.extend(chunk.kvs);
+            whole.more |= chunk.more;
+            whole.count += chunk.count;
+            whole.header = chunk.header.or(whole.header);
+        }
+        self.level(&mut whole.header);
+        let last_only = headers.iter().rposition(|has| !has).is_none_or(|at| at + 2 == headers.len());
+        Ok(format!("header in the last chunk only: {last_only} {whole:?}"))
+    }
+
+    async fn watch_once(&mut self, create: pb::WatchCreateRequest) -> Result<String, Status> {
+        let mut client = WatchClient::new(self.service.clone());
+        let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+        let requests = stream::iter([request]);
+        // The stream must not be half-closed before it is answered, which some servers take for its end.
+        let requests = futures_util::StreamExt::chain(requests, stream::pending());
+        let mut answers = client.watch(requests).await?.into_inner();
+        let mut first = answers.message().await?.unwrap_or_default();
+        self.level(&mut first.header);
+        Ok(format!("{first:?}"))
+    }
+
+    async fn login(&mut self, who: Who, password: &str) -> Result<String, Status> {
+        let request = AuthenticateRequest { name: who.name().into(), password: password.into() };
+        let mut answer = AuthClient::new(self.service.clone()).authenticate(request).await?.into_inner();
+        self.level(&mut answer.header);
+        self.tokens.insert(who, answer.token.clone());
+        let form = answer.token.split('.').map(|part| part.len().min(16)).next();
+        Ok(format!("{:?} token with {form:?} letters", answer.header))
+    }
+
+    async fn concurrency(&mut self, request: Request) -> Result<String, Status> {
+        match request {
+            Request::Lock(lease) => {
+                let request = LockRequest { name: format!("l{lease}").into(), lease };
+                self.call(&Call::new::<v3lockpb::LockResponse>("/v3lockpb.Lock/Lock", &request)).await
+            }
+            Request::Unlock(lease) => {
+                let request = UnlockRequest { key: format!("l{lease}/{lease:x}").into() };
+                self.call(&Call::new::<v3lockpb::UnlockResponse>("/v3lockpb.Lock/Unlock", &request)).await
+            }
+            Request::Campaign(lease, value) => {
+                let request = CampaignRequest { name: format!("e{lease}").into(), lease, value };
+                let call = Call::new::<v3electionpb::CampaignResponse>("/v3electionpb.Election/Campaign", &request);
+                let answer = self.raw(&call).await?;
+                if let Some(leader) = v3electionpb::CampaignResponse::decode(answer.clone()).ok().and_then(|a| a.leader)
+                {
+                    self.leaders.insert(lease, leader);
+                }
+                let (text, revision) = (call.show)(&answer);
+                self.revision = self.revision.max(revision.unwrap_or_default());
+                Ok(text)
+            }
+            Request::Proclaim(lease, value) => {
+                let request = ProclaimRequest { leader: self.leaders.get(&lease).cloned(), value };
+                let path = "/v3electionpb.Election/Proclaim";
+                self.call(&Call::new::<v3electionpb::ProclaimResponse>(path, &request)).await
+            }
+            Request::Resign(lease) => {
+                let request = ResignRequest { leader: self.leaders.get(&lease).cloned() };
+                self.call(&Call::new::<v3electionpb::ResignResponse>("/v3electionpb.Election/Resign", &request)).await
+            }
+            other => unreachable!("{other:?} is no call of the lock or election service"),
+        }
     }
 
     async fn lease_answer(&mut self, request: Request) -> Result<String, Status> {
@@ -286,83 +452,4 @@ fn first_difference(a: &Watched, b: &Watched) -> Option<String> {
         }
     }
     None
-}
-
-/// A transaction of which several steps are impossible: 3.5.1 looks at its puts first and at keys before leases, present
-/// etcd goes by the order of the steps and looks at leases first. One mistake at a time is in the refusals.
-fn level_error(request: &Request, status: &Status) -> String {
-    const IMPOSSIBLE: [&str; 4] = [
-        "etcdserver: key not found",
-        "etcdserver: requested lease not found",
-        "etcdserver: mvcc: required revision has been compacted",
-        "etcdserver: mvcc: required revision is a future revision",
-    ];
-    if matches!(request, Request::Txn(_)) && IMPOSSIBLE.contains(&status.message()) {
-        return "a step is impossible".to_owned();
-    }
-    format!("{:?}: {}", status.code(), status.message())
-}
-
-/// Equal elements of a sorted answer come in any order, and a limit picks any of them.
-fn level_range(request: &RangeRequest, answer: &mut RangeResponse) {
-    if request.keys_only {
-        // etcd 3.7 answers from its index, without leases; 3.5.1 reads the record.
-        answer.kvs.iter_mut().for_each(|kv| kv.lease = 0);
-    }
-    let target = request.sort_target;
-    if target == 0 {
-        return;
-    }
-    let limited = request.limit > 0 && answer.more;
-    let order = |a: &KeyValue, b: &KeyValue| match target {
-        1 => a.version.cmp(&b.version),
-        2 => a.create_revision.cmp(&b.create_revision),
-        3 => a.mod_revision.cmp(&b.mod_revision),
-        _ => a.value.cmp(&b.value),
-    };
-    if request.keys_only && target == 4 {
-        // Sorted by values that are not in the answer.
-        answer.kvs.sort_by(|a, b| a.key.cmp(&b.key));
-        if limited {
-            answer.kvs.iter_mut().for_each(|kv| *kv = KeyValue::default());
-        }
-        return;
-    }
-    let mut from = 0;
-    while from < answer.kvs.len() {
-        let first = &answer.kvs[from];
-        let equal = answer.kvs[from..].iter().take_while(|kv| order(first, kv) == Ordering::Equal).count();
-        let group = &mut answer.kvs[from..from + equal];
-        group.sort_by(|a, b| a.key.cmp(&b.key));
-        if limited && from + equal == answer.kvs.len() {
-            answer.kvs[from..].iter_mut().for_each(|kv| erase_identity(kv, target));
-        }
-        from += equal;
-    }
-}
-
-/// Leaves of a pair only what it was sorted by.
-fn erase_identity(kv: &mut KeyValue, target: i32) {
-    let old = std::mem::take(kv);
-    match target {
-        1 => kv.version = old.version,
-        2 => kv.create_revision = old.create_revision,
-        3 => kv.mod_revision = old.mod_revision,
-        _ => kv.value = old.value,
-    }
-}
-
-fn level_txn(request: &pb::TxnRequest, answer: &mut TxnResponse) {
-    let branch = if answer.succeeded { &request.success } else { &request.failure };
-    for (op, response) in branch.iter().zip(&mut answer.responses) {
-        match (&op.request, &mut response.response) {
-            (Some(pb::request_op::Request::RequestRange(range)), Some(OpResponse::ResponseRange(answer))) => {
-                level_range(range, answer);
-            }
-            (Some(pb::request_op::Request::RequestTxn(txn)), Some(OpResponse::ResponseTxn(answer))) => {
-                level_txn(txn, answer);
-            }
-            _ => {}
-        }
-    }
 }
