@@ -34,7 +34,13 @@ impl Call {
 
     /// The same with bytes in the message's place.
     pub fn raw(method: &str, message: impl Into<Bytes>) -> Self {
-        let path = format!("/etcdserverpb.{}", method.replace('.', "/"));
+        Self::at(&format!("etcdserverpb.{method}"), message)
+    }
+
+    /// The same of a service of any package: `package.Service.Method`.
+    pub fn at(method: &str, message: impl Into<Bytes>) -> Self {
+        let (service, method) = method.rsplit_once('.').expect("package, service and method");
+        let path = format!("/{service}/{method}");
         Self { path, headers: Vec::new(), body: frame(0, &message.into()) }
     }
 

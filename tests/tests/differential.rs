@@ -6,6 +6,7 @@ mod differential {
     pub mod generate;
     pub mod known;
     pub mod refusals;
+    pub mod refused_callers;
     pub mod side;
 }
 
@@ -19,7 +20,8 @@ use daymark_tests::{
 };
 use differential::{
     generate::{Repertoire, Request, generate},
-    refusals,
+    refusals::{self, Expect, Row, Who},
+    refused_callers,
     side::{self, Side},
 };
 
@@ -149,6 +151,96 @@ fn what_is_wrong_is_refused_with_the_documented_code_and_text() {
     let failures = runtime().block_on(refusals::failures(&server.endpoint(), ours.dialect.into()));
     assert!(failures.is_empty(), "{} refusals are wrong:\n{}", failures.len(), failures.join("\n"));
     assert!(server.is_healthy(), "the server goes on");
+}
+
+#[test]
+fn callers_without_rights_and_writes_under_an_alarm_are_refused() {
+    let ours = Program::daymark();
+    let oracle = etcd::oracle_or_skip("callers_without_rights (the table against etcd)");
+    for program in oracle.into_iter().chain([ours]) {
+        let server = Server::start(&program, &["--bcrypt-cost=4"]);
+        let failures = runtime().block_on(refused_callers::failures(&server.endpoint(), program.dialect.into()));
+        assert!(failures.is_empty(), "{:?} says otherwise:\n{}", program.dialect, failures.join("\n"));
+    }
+}
+
+#[test]
+fn a_lock_that_lost_its_place_is_told() {
+    let oracle = etcd::any_oracle_or_skip("a_lock_that_lost_its_place_is_told");
+    for program in oracle.into_iter().chain([Program::daymark()]) {
+        let server = Server::start(&program, &[]);
+        let told = runtime().block_on(refusals::lost_place_in_a_queue(&server.endpoint()));
+        assert_eq!((told.code, &told.message[..]), (Some(2), SESSION_EXPIRED), "{:?}", program.dialect);
+    }
+}
+
+const SESSION_EXPIRED: &str = "mutex: session is expired";
+
+/// Texts of `server/src/error.rs` that no row asks for, each with the reason.
+const NOT_ASKED: &[(&str, &str)] = &[
+    (SESSION_EXPIRED, "a test of its own: a_lock_that_lost_its_place_is_told"),
+    ("etcdserver: too many requests", "needs an apply thread that is 5000 entries behind"),
+    ("not a primary lessor", "needs a leader without its quorum, so several members"),
+    ("etcdserver: watch canceled", "told to a client that has cancelled, which reads no more"),
+    ("etcdserver: no leader", "needs several members"),
+    ("etcdserver: not leader", "needs several members"),
+    ("etcdserver: leader changed", "needs several members"),
+    ("etcdserver: not capable", "needs members of several versions"),
+    ("etcdserver: server stopped", "told between SIGTERM and the end, which no client can time"),
+    ("etcdserver: request timed out", "needs a disk that hangs, or a lost quorum"),
+    ("auth: token signing attempted with verify-only key", "needs JSON web tokens: server/src/auth has the test"),
+    ("etcdserver: revision of auth store is old", "needs JSON web tokens, or a change between two steps of a request"),
+    ("context deadline exceeded", "etcd's gRPC library resets the stream then, and the client has its own clock"),
+    ("etcdserver: cluster version not found during downgrade", "needs a member that has not joined"),
+    (
+        "daymark: the body of the request did not arrive within a minute: send it at once",
+        "takes a minute: server/src/net",
+    ),
+    (
+        "daymark: no earlier version of Daymark can read this data: to go back to etcd, restore a snapshot with etcdutl",
+        "Daymark's own: etcd does as it is told; server/tests/scripts",
+    ),
+    (
+        "daymark: this version runs one member: a second one cannot be added yet",
+        "Daymark's own: etcd adds one; server/tests/scripts",
+    ),
+    ("context canceled", "told to a client that has cancelled, which reads no more"),
+];
+
+/// Every text that clients can be told is asked for, or stands in the list with the reason why not; and nothing else does.
+#[test]
+fn every_text_of_the_error_table_is_asked_for() {
+    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../server/src/error.rs");
+    let source = std::fs::read_to_string(source).expect("the table of errors");
+    let texts: Vec<_> = source.lines().filter_map(table_text).collect();
+    assert!(texts.len() > 60, "the table was found: {} texts", texts.len());
+    let mut asked: Vec<String> = refusals::rows().iter().chain(&refused_callers::rows()).filter_map(asserted).collect();
+    asked.sort();
+    let mut wrong = Vec::new();
+    for text in &texts {
+        let (is_asked, is_listed) = (asked.contains(text), NOT_ASKED.iter().any(|(listed, _)| listed == text));
+        if is_asked == is_listed {
+            wrong.push(format!("{text:?}: asked for: {is_asked}, listed as not asked for: {is_listed}"));
+        }
+    }
+    let gone = NOT_ASKED.iter().filter(|(listed, _)| !texts.iter().any(|text| text == listed));
+    wrong.extend(gone.map(|(listed, _)| format!("{listed:?} is listed but not in the table")));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The text of a line `Name, Code, "text";`.
+fn table_text(line: &str) -> Option<String> {
+    let (_, rest) = line.trim().split_once(", ")?;
+    let (code, text) = rest.split_once(", \"")?;
+    let text = text.strip_suffix("\";")?;
+    code.chars().all(|c| c.is_ascii_alphabetic()).then(|| text.replace("\\\"", "\""))
+}
+
+fn asserted(row: &Row) -> Option<String> {
+    match &row.expect {
+        Expect::Text(_, text) if row.since.concerns(Who::Daymark) => Some(text.clone()),
+        _ => None,
+    }
 }
 
 #[test]

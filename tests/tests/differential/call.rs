@@ -14,6 +14,8 @@ use tonic::{
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 
+use super::known;
+
 /// An answer as text, and the revision in its header.
 pub type Shown = (String, Option<i64>);
 
@@ -42,7 +44,8 @@ struct Headed {
     header: Option<ResponseHeader>,
 }
 
-fn show<A: Message + Default + fmt::Debug>(bytes: &[u8]) -> Shown {
+/// Any answer as text.
+pub fn show<A: Message + Default + fmt::Debug>(bytes: &[u8]) -> Shown {
     let answer = A::decode(bytes).map_or_else(|e| format!("undecodable: {e}"), |answer| format!("{answer:?}"));
     let header = Headed::decode(bytes).ok().and_then(|headed| headed.header);
     (answer, header.map(|header| header.revision))
@@ -150,7 +153,8 @@ impl Call {
 
     pub fn role_get(role: &str) -> Self {
         let request = pb::AuthRoleGetRequest { role: role.into() };
-        Self::new::<pb::AuthRoleGetResponse>("/etcdserverpb.Auth/RoleGet", &request)
+        let call = Self::new::<pb::AuthRoleGetResponse>("/etcdserverpb.Auth/RoleGet", &request);
+        Self { show: known::role, ..call }
     }
 
     pub fn role_list() -> Self {

@@ -7,9 +7,13 @@ use daymark_api::{
     etcdserverpb::{self as pb, RangeRequest, RangeResponse, TxnResponse, response_op::Response as OpResponse},
     mvccpb::KeyValue,
 };
+use prost::Message;
 use tonic::Status;
 
-use super::generate::Request;
+use super::{
+    call::{Shown, show},
+    generate::Request,
+};
 
 /// Numbers that are each server's own, by their names in an answer's text: identities are derived from addresses, terms
 /// count elections, positions count entries, sizes are those of different engines.
@@ -41,6 +45,31 @@ fn without_number(text: &str, name: &str) -> String {
         out.push_str(piece.trim_start_matches(|c: char| c.is_ascii_digit()));
     }
     out
+}
+
+/// A role: its permissions are in the order of their keys, and those of one key in no order that is promised (etcd's sort is
+/// not stable).
+pub fn role(bytes: &[u8]) -> Shown {
+    let mut role = pb::AuthRoleGetResponse::decode(bytes).unwrap_or_default();
+    let sorted = role.perm.windows(2).all(|pair| pair[0].key <= pair[1].key);
+    role.perm.sort_by(|a, b| (&a.key, &a.range_end).cmp(&(&b.key, &b.range_end)));
+    let (text, revision) = show::<pb::AuthRoleGetResponse>(&role.encode_to_vec());
+    (format!("in order: {sorted} {text}"), revision)
+}
+
+/// Whether a range has no keys by its very form. While users count such ranges are not asked: whether etcd refuses them to a
+/// user who may read around them depends on the shape of its tree of permissions, which depends on the order in which
+/// they were given. Daymark goes by the key.
+pub fn is_without_keys(key: &[u8], range_end: &[u8]) -> bool {
+    !range_end.is_empty() && range_end != [0] && range_end <= key
+}
+
+/// A stream without an order but with a target other than the key is not asked for: etcd sorts each of its chunks by that
+/// target, and then takes the last key of a chunk, which is not the largest one, for the place to go on from, so that keys
+/// come twice or never. Daymark streams in the order of keys.
+pub fn streamable(range: RangeRequest) -> RangeRequest {
+    let sort_target = if range.sort_order == 0 { 0 } else { range.sort_target };
+    RangeRequest { sort_target, ..range }
 }
 
 /// Only of etcd 3.5.1 (`old`): A transaction of which several steps are impossible: 3.5.1 looks at its puts first and at keys before leases, present

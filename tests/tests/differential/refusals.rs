@@ -1,16 +1,24 @@
 //! Everything that must be refused: requests that are malformed, oversized, unknown or against the rules, each with the
 //! code and the text that clients recognise. The table is proved on etcd first; then Daymark must say the same.
 
+use std::time::Duration;
+
 use bytes::Bytes;
-use daymark_api::etcdserverpb::{
-    CompactionRequest, Compare, DeleteRangeRequest, DowngradeRequest, LeaseGrantRequest, LeaseRevokeRequest,
-    MemberAddRequest, MemberPromoteRequest, MemberRemoveRequest, MemberUpdateRequest, MoveLeaderRequest, PutRequest,
-    RangeRequest, RequestOp, TxnRequest, WatchCreateRequest, request_op::Request as Op,
+use daymark_api::{
+    etcdserverpb::{
+        CompactionRequest, Compare, DeleteRangeRequest, DowngradeRequest, LeaseGrantRequest, LeaseRevokeRequest,
+        MemberAddRequest, MemberPromoteRequest, MemberRemoveRequest, MemberUpdateRequest, MoveLeaderRequest,
+        PutRequest, RangeRequest, RequestOp, TxnRequest, WatchCreateRequest, request_op::Request as Op,
+    },
+    v3electionpb::{CampaignRequest, LeaderKey, LeaderRequest, ProclaimRequest, ResignRequest},
+    v3lockpb::{LockRequest, UnlockRequest},
 };
 use daymark_tests::{
     process::Dialect,
     wire::{self, Call, Outcome, frame},
 };
+
+use prost::Message;
 
 use super::{generate::Request, side::Side};
 
@@ -37,7 +45,7 @@ impl From<Dialect> for Who {
 
 /// Which of them refuse so.
 #[derive(Copy, Clone, PartialEq, Eq)]
-enum Since {
+pub enum Since {
     /// All.
     Old,
     /// All but 3.5.1.
@@ -47,7 +55,8 @@ enum Since {
 }
 
 impl Since {
-    fn concerns(self, who: Who) -> bool {
+    /// Whether this one refuses so.
+    pub fn concerns(self, who: Who) -> bool {
         match self {
             Self::Old => true,
             Self::Newer => who != Who::Etcd35,
@@ -57,7 +66,7 @@ impl Since {
 }
 
 /// What must come back.
-enum Expect {
+pub enum Expect {
     /// This code and exactly this text.
     Text(u16, String),
     /// This code and a text that begins so: the rest are the decoder's own words.
@@ -68,21 +77,25 @@ enum Expect {
     Http(u16),
 }
 
-struct Row {
-    name: &'static str,
-    call: Call,
-    expect: Expect,
-    since: Since,
+/// A call, and how it must be refused.
+pub struct Row {
+    pub name: &'static str,
+    pub call: Call,
+    pub expect: Expect,
+    pub since: Since,
 }
 
-const UNKNOWN: u16 = 2;
-const INVALID: u16 = 3;
-const NOT_FOUND: u16 = 5;
-const EXHAUSTED: u16 = 8;
-const PRECONDITION: u16 = 9;
+pub const UNKNOWN: u16 = 2;
+pub const INVALID: u16 = 3;
+pub const NOT_FOUND: u16 = 5;
+pub const EXHAUSTED: u16 = 8;
+pub const PRECONDITION: u16 = 9;
+pub const DENIED: u16 = 7;
 const OUT_OF_RANGE: u16 = 11;
 const UNIMPLEMENTED: u16 = 12;
 const INTERNAL: u16 = 13;
+pub const DATA_LOSS: u16 = 15;
+pub const UNAUTHENTICATED: u16 = 16;
 
 /// Default limits: on the replicated request, and on what is received at all.
 const REQUEST_BYTES_MAX: usize = 1_572_864;
@@ -124,7 +137,8 @@ async fn prepare(endpoint: &str) {
     }
 }
 
-fn mismatch(expect: &Expect, outcome: &Outcome) -> Option<String> {
+/// What was expected, if this is not it.
+pub fn mismatch(expect: &Expect, outcome: &Outcome) -> Option<String> {
     let (met, expected) = match expect {
         Expect::Text(code, text) => {
             (outcome.code == Some(*code) && outcome.message == *text, format!("{code} {text:?}"))
@@ -140,8 +154,9 @@ fn mismatch(expect: &Expect, outcome: &Outcome) -> Option<String> {
     (!met).then_some(expected)
 }
 
-fn rows() -> Vec<Row> {
-    [keys(), txns(), revisions(), leases(), members(), maintenance(), sizes(), transport()]
+/// All rows.
+pub fn rows() -> Vec<Row> {
+    [keys(), txns(), revisions(), streams(), leases(), concurrency(), members(), maintenance(), sizes(), transport()]
         .into_iter()
         .flatten()
         .collect()
@@ -271,6 +286,80 @@ fn revisions() -> Vec<Row> {
         row("compaction at the compact revision", compact(4), OUT_OF_RANGE, past),
         row("compaction below it", compact(2), OUT_OF_RANGE, past),
         row("compaction in the future", compact(1_000_000), OUT_OF_RANGE, future),
+    ]
+}
+
+fn streams() -> Vec<Row> {
+    let stream = |request: RangeRequest| Call::new("KV.RangeStream", &request);
+    let all = || RangeRequest { range_end: "z".into(), ..range("a") };
+    let (order, bounds) =
+        ("RangeStream does not support custom sort orders", "RangeStream does not support revision filters");
+    let (past, future) = ("mvcc: required revision has been compacted", "mvcc: required revision is a future revision");
+    let descending = || RangeRequest { sort_order: 2, ..all() };
+    let raw = |name, request, text: &str| {
+        newer(Row {
+            name,
+            call: stream(request),
+            expect: Expect::Text(UNIMPLEMENTED, text.to_owned()),
+            since: Since::Old,
+        })
+    };
+    vec![
+        newer(row("stream without a key", stream(range("")), INVALID, "key is not provided")),
+        newer(row(
+            "stream in an unknown order",
+            stream(RangeRequest { sort_order: 9, ..all() }),
+            INVALID,
+            "invalid sort option",
+        )),
+        raw("descending stream", descending(), order),
+        raw("stream sorted by value", RangeRequest { sort_order: 1, sort_target: 4, ..all() }, order),
+        raw("stream from a modification on", RangeRequest { min_mod_revision: 1, ..all() }, bounds),
+        raw("stream up to a modification", RangeRequest { max_mod_revision: 1, ..all() }, bounds),
+        raw("stream from a creation on", RangeRequest { min_create_revision: 1, ..all() }, bounds),
+        raw("stream up to a creation", RangeRequest { max_create_revision: 1, ..all() }, bounds),
+        raw("descending stream with bounds", RangeRequest { min_mod_revision: 1, ..descending() }, order),
+        newer(row("stream of the past", stream(RangeRequest { revision: 3, ..all() }), OUT_OF_RANGE, past)),
+        newer(row("stream of the future", stream(RangeRequest { revision: 1_000_000, ..all() }), OUT_OF_RANGE, future)),
+    ]
+}
+
+/// Locks and elections: everything that fails inside of them is of unknown kind.
+fn concurrency() -> Vec<Row> {
+    let lock = |method: &str, message: &[u8]| Call::at(&format!("v3lockpb.Lock.{method}"), message.to_vec());
+    let election = |method: &str, message: Vec<u8>| Call::at(&format!("v3electionpb.Election.{method}"), message);
+    let raw =
+        |name, call, text: &str| Row { name, call, expect: Expect::Text(UNKNOWN, text.to_owned()), since: Since::Old };
+    let name = || Bytes::from_static(b"nobody");
+    let candidate = CampaignRequest { name: name(), lease: 99, value: Bytes::new() };
+    let stale = LeaderKey { name: name(), key: "nobody/63".into(), rev: 1, lease: 99 };
+    let proclaim = |leader: Option<LeaderKey>| ProclaimRequest { leader, value: "x".into() }.encode_to_vec();
+    let resign = |leader: Option<LeaderKey>| ResignRequest { leader }.encode_to_vec();
+    let missing = "\"leader\" field must be provided";
+    vec![
+        raw(
+            "lock with an unknown lease",
+            lock("Lock", &LockRequest { name: "lock".into(), lease: 99 }.encode_to_vec()),
+            "etcdserver: requested lease not found",
+        ),
+        raw(
+            "candidate with an unknown lease",
+            election("Campaign", candidate.encode_to_vec()),
+            "etcdserver: requested lease not found",
+        ),
+        raw(
+            "unlock of nothing",
+            lock("Unlock", &UnlockRequest::default().encode_to_vec()),
+            "etcdserver: key is not provided",
+        ),
+        raw(
+            "leader of no election",
+            election("Leader", LeaderRequest { name: name() }.encode_to_vec()),
+            "election: no leader",
+        ),
+        raw("proclamation by nobody", election("Proclaim", proclaim(Some(stale))), "election: not leader"),
+        raw("proclamation without a leader", election("Proclaim", proclaim(None)), missing),
+        raw("resignation without a leader", election("Resign", resign(None)), missing),
     ]
 }
 
@@ -446,6 +535,24 @@ pub async fn watch_refusals(endpoint: &str) -> Vec<String> {
     side.told().await
 }
 
+/// What a lock is answered with whose key vanishes while it waits.
+pub async fn lost_place_in_a_queue(endpoint: &str) -> Outcome {
+    let lock = |lease| Call::at("v3lockpb.Lock.Lock", LockRequest { name: "queue".into(), lease }.encode_to_vec());
+    for id in [21, 22] {
+        let granted = wire::call(endpoint, &Call::new("Lease.LeaseGrant", &LeaseGrantRequest { ttl: 1000, id })).await;
+        assert_eq!(granted.code, Some(0), "{granted:?}");
+    }
+    assert_eq!(wire::call(endpoint, &lock(21)).await.code, Some(0), "the first one holds it");
+    let waiting = lock(22);
+    let lose_and_free = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        for id in [22, 21] {
+            wire::call(endpoint, &Call::new("Lease.LeaseRevoke", &LeaseRevokeRequest { id })).await;
+        }
+    };
+    futures_util::future::join(wire::call(endpoint, &waiting), lose_and_free).await.0
+}
+
 /// What a watcher is told that starts before everything. Present etcd refuses it; 3.5.1 creates it and then cancels it.
 pub async fn watch_from_below_zero(endpoint: &str) -> Vec<String> {
     let mut side = Side::connect(endpoint, false).await;
@@ -454,7 +561,8 @@ pub async fn watch_from_below_zero(endpoint: &str) -> Vec<String> {
     side.told().await
 }
 
-fn row(name: &'static str, call: Call, code: u16, text: &str) -> Row {
+/// A row with one of etcd's own texts.
+pub fn row(name: &'static str, call: Call, code: u16, text: &str) -> Row {
     Row { name, call, expect: Expect::Text(code, format!("etcdserver: {text}")), since: Since::Old }
 }
 
@@ -471,10 +579,10 @@ fn txn(compare: Vec<Compare>, success: Vec<Op>, failure: Vec<Op>) -> TxnRequest 
     TxnRequest { compare, success: ops(success), failure: ops(failure) }
 }
 
-fn put(key: &'static str, value: &'static str) -> PutRequest {
+pub fn put(key: &'static str, value: &'static str) -> PutRequest {
     PutRequest { key: key.into(), value: value.into(), ..Default::default() }
 }
 
-fn range(key: &'static str) -> RangeRequest {
+pub fn range(key: &'static str) -> RangeRequest {
     RangeRequest { key: key.into(), ..Default::default() }
 }
