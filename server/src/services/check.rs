@@ -153,16 +153,22 @@ pub fn streams_what_is_current(request: &StreamRequest) -> bool {
     }
 }
 
-/// Whether apply has the last word on a request: it is replicated as it is, so that apply looks at the caller's rights
-/// whatever is done before, and may refuse it for another reason first. What is answered from a read is none of these.
-pub fn is_decided_by_apply(request: &Request) -> bool {
+/// Whether a request becomes a command whose rights apply looks at, whatever is done before, and which it may refuse for
+/// another reason first. What is answered from a read is none of these.
+pub fn is_write_to_keys(request: &Request) -> bool {
     match request {
+        Request::Put(_) | Request::DeleteRange(_) => true,
         Request::Txn(txn) => !is_read_only(txn),
-        request => matches!(
+        _ => false,
+    }
+}
+
+/// Whether apply has the last word on a request.
+pub fn is_decided_by_apply(request: &Request) -> bool {
+    is_write_to_keys(request)
+        || matches!(
             request,
-            Request::Put(_)
-                | Request::DeleteRange(_)
-                | Request::AuthEnable(_)
+            Request::AuthEnable(_)
                 | Request::AuthDisable(_)
                 | Request::UserAdd(_)
                 | Request::UserDelete(_)
@@ -173,8 +179,7 @@ pub fn is_decided_by_apply(request: &Request) -> bool {
                 | Request::RoleDelete(_)
                 | Request::RoleGrantPermission(_)
                 | Request::RoleRevokePermission(_)
-        ),
-    }
+        )
 }
 
 /// Whether a transaction is answered without replication: only ranges, directly in its branches.

@@ -54,7 +54,7 @@ impl Door {
         self.read_barrier().await?;
         let caller = self.identify(context).await?;
         let refused = authorize::request(&self.views().auth.load(), caller.as_ref(), request);
-        if refused.is_err() && check::is_decided_by_apply(request) {
+        if refused.is_err() && check::is_write_to_keys(request) {
             check::request_size(request, self.member().settings.max_request_bytes)?;
             // Alarms are told of first, by apply.
             if !self.views().alarms.load().is_empty() {
