@@ -9,7 +9,7 @@
 //! compact REVISION [physical]      grant ID TTL      revoke ID      expire ID...      ttl ID [keys]      leases      renew ID
 //! alarm get|activate|deactivate TYPE [MEMBER]      members [linearizable]      status      defragment
 //! member_add|member_learner URL...      member_update ID URL...      member_remove|member_promote|move_leader ID (hex)
-//! downgrade validate|enable|cancel VERSION
+//! downgrade validate|enable|cancel VERSION      hash      hash_kv REVISION
 //! ```
 //! `\0` and `\xNN` stand for bytes, `""` for nothing. An empty list is `[ ]` or `{ }`.
 
@@ -107,6 +107,8 @@ pub fn request(line: &str) -> Option<Request> {
         }
         "member_remove" => Request::MemberRemove(pb::MemberRemoveRequest { id: words.id() }),
         "member_promote" => Request::MemberPromote(pb::MemberPromoteRequest { id: words.id() }),
+        "hash" => Request::Hash(pb::HashRequest {}),
+        "hash_kv" => Request::HashKv(pb::HashKvRequest { revision: words.number("revision") }),
         "move_leader" => Request::MoveLeader(pb::MoveLeaderRequest { target_id: words.id() }),
         "downgrade" => {
             let action = named(words.need("an action"), &["validate", "enable", "cancel"]);
@@ -398,6 +400,11 @@ pub fn reply(reply: &Reply) -> String {
         Reply::MemberRemove(remove) => members(&remove.header, &remove.members, &mut out),
         Reply::MemberUpdate(update) => members(&update.header, &update.members, &mut out),
         Reply::MemberPromote(promote) => members(&promote.header, &promote.members, &mut out),
+        Reply::Hash(hash) => line(&mut out, "", &hash.header, &format!("hash {}", hash.hash > 0)),
+        Reply::HashKv(hash) => {
+            let words = format!("hash {:08x} at {} compacted {}", hash.hash, hash.hash_revision, hash.compact_revision);
+            line(&mut out, "", &hash.header, &words);
+        }
         Reply::MoveLeader(moved) => line(&mut out, "", &moved.header, "moved"),
         Reply::Downgrade(downgrade) => line(&mut out, "", &downgrade.header, &format!("version {}", downgrade.version)),
         Reply::Alarm(alarm) => {

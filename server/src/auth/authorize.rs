@@ -49,7 +49,7 @@ pub fn request(table: &AuthTable, who: Option<&Identity>, request: &Request) -> 
         Request::MemberList(_) | Request::Status(_) => rules.somebody(),
         Request::Alarm(alarm) if alarm.action == AlarmAction::Get as i32 => rules.somebody(),
         Request::Alarm(_) | Request::Compact(_) | Request::Defragment(_) => rules.root(),
-        Request::MoveLeader(_) | Request::Downgrade(_) => rules.root(),
+        Request::Hash(_) | Request::HashKv(_) | Request::MoveLeader(_) | Request::Downgrade(_) => rules.root(),
         Request::MemberAdd(_) | Request::MemberRemove(_) => rules.root(),
         Request::MemberUpdate(_) | Request::MemberPromote(_) => rules.root(),
         // Each of the requests that they are made of has its rule.

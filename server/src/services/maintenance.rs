@@ -1,5 +1,5 @@
-//! What an operator asks of a member: status, alarms, defragmentation, leadership, downgrades. Hashes and snapshots have
-//! files of their own.
+//! What an operator asks of a member: status, alarms, defragmentation, hashes, leadership,
+//! downgrades. Snapshots have a file of their own.
 
 use std::time::Instant;
 
@@ -64,6 +64,32 @@ impl Door {
         views.durations.defrag.observe(took);
         tracing::info!(took_ms = took.as_millis() as u64, "finished defragment");
         Ok(pb::DefragmentResponse { header: None })
+    }
+
+    /// The hash of everything that is stored but history. Reads all of it.
+    pub(super) async fn hash_all(&self) -> Result<pb::HashResponse, Error> {
+        let begun = Instant::now();
+        let revision = self.keyspace().current_revision();
+        let keyspace = self.views().keyspace.clone();
+        let hashed = self.pool.run(move |caller| Ok(keyspace.hash_everything(&|| caller.has_gone())?)).await?;
+        self.views().durations.hash.observe(begun.elapsed());
+        Ok(pb::HashResponse { header: header(revision), hash: hashed.ok_or(Error::Canceled)? })
+    }
+
+    /// The hash of the keys at a revision: kept by the writer, so that it costs what has changed since that revision.
+    pub(super) async fn hash_kv(&self, request: &pb::HashKvRequest) -> Result<pb::HashKvResponse, Error> {
+        let begun = Instant::now();
+        let revision = request.revision;
+        let keyspace = self.views().keyspace.clone();
+        let hashed = self.pool.run(move |caller| Ok(keyspace.hash(revision, &|| caller.has_gone())?)).await?;
+        let hashed = hashed.ok_or(Error::Canceled)?;
+        self.views().durations.hash_rev.observe(begun.elapsed());
+        Ok(pb::HashKvResponse {
+            header: header(self.keyspace().current_revision()),
+            hash: hashed.to_u32(),
+            compact_revision: hashed.compact_revision,
+            hash_revision: hashed.revision,
+        })
     }
 
     /// A lone voter leads and has nobody to hand over to but itself, which is what it does already.

@@ -279,6 +279,8 @@ impl Door {
             Request::Alarm(alarm) => self.alarm(identity, alarm).await?,
             Request::Status(_) => Reply::Status(self.status()?),
             Request::Defragment(_) => Reply::Defragment(self.defragment().await?),
+            Request::Hash(_) => Reply::Hash(self.hash_all().await?),
+            Request::HashKv(request) => Reply::HashKv(self.hash_kv(&request).await?),
             Request::MoveLeader(request) => Reply::MoveLeader(self.move_leader(&request)?),
             Request::Downgrade(request) => Reply::Downgrade(self.downgrade(&request).await?),
             request @ (Request::Lock(_)
@@ -497,6 +499,8 @@ impl Door {
             Reply::Alarm(reply) => &mut reply.header,
             Reply::Status(reply) => &mut reply.header,
             Reply::Defragment(reply) => &mut reply.header,
+            Reply::Hash(reply) => &mut reply.header,
+            Reply::HashKv(reply) => &mut reply.header,
             Reply::AuthEnable(reply) => &mut reply.header,
             Reply::AuthDisable(reply) => &mut reply.header,
             Reply::AuthStatus(reply) => &mut reply.header,

@@ -11,6 +11,8 @@ pub const FORMAT_VERSION: u32 = 1;
 pub const FORMAT_KEY: &[u8] = b"mvcc/format";
 /// Key in `meta` of the [`Position`].
 pub const POSITION_KEY: &[u8] = b"mvcc/position";
+/// Key in `meta` of the keyspace's hash, see [`encode_hash`].
+pub const HASH_KEY: &[u8] = b"mvcc/hash";
 /// Start of the keys in `meta` that belong to the keyspace itself.
 pub const RESERVED_PREFIX: &[u8] = b"mvcc/";
 
@@ -123,8 +125,8 @@ pub fn decode_record(bytes: &[u8]) -> Option<Record<'_>> {
     }
 }
 
-/// Appends `record` as `log` holds it under `revision`.
-pub fn encode_undo(record: &UndoRecord<'_>, out: &mut Vec<u8>) {
+/// Appends `record` as `log` holds it under `revision`; returns where in `out` its previous record begins.
+pub fn encode_undo(record: &UndoRecord<'_>, out: &mut Vec<u8>) -> usize {
     out.push(match record.op {
         Op::Put(_) => OP_PUT,
         Op::Delete => OP_DELETE,
@@ -134,7 +136,9 @@ pub fn encode_undo(record: &UndoRecord<'_>, out: &mut Vec<u8>) {
     if let Op::Put(meta) = &record.op {
         encode_meta(meta, out);
     }
+    let previous_at = out.len();
     encode_record(&record.previous, out);
+    previous_at
 }
 
 /// Reads the record that `log` holds under `revision`; none if the bytes are not one.
@@ -201,6 +205,25 @@ pub fn decode_position(bytes: &[u8]) -> Option<Position> {
         _ => return None,
     };
     Some(Position { applied, current_revision: field(2) as i64, compact_revision: field(3) as i64 })
+}
+
+/// First byte of the record of the keyspace's hash.
+const HASH_FORMAT: u8 = 1;
+
+/// The record of the keyspace's hash: format, the revision that it is of, the hash; little-endian.
+pub fn encode_hash(revision: i64, sum: u128) -> [u8; 25] {
+    let mut bytes = [HASH_FORMAT; 25];
+    bytes[1..9].copy_from_slice(&revision.to_le_bytes());
+    bytes[9..].copy_from_slice(&sum.to_le_bytes());
+    bytes
+}
+
+/// The reverse of [`encode_hash`].
+pub fn decode_hash(bytes: &[u8]) -> Option<(i64, u128)> {
+    let bytes: &[u8; 25] = bytes.try_into().ok()?;
+    let revision = i64::from_le_bytes(bytes[1..9].try_into().ok()?);
+    let sum = u128::from_le_bytes(bytes[9..].try_into().ok()?);
+    (bytes[0] == HASH_FORMAT).then_some((revision, sum))
 }
 
 fn encode_revision(revision: Revision, out: &mut Vec<u8>) {
@@ -321,6 +344,16 @@ mod tests {
             let position = Position { applied, current_revision: 9, compact_revision: -1 };
             assert_eq!(decode_position(&encode_position(&position)), Some(position));
         }
+    }
+
+    #[test]
+    fn hash_round_trips() {
+        let bytes = encode_hash(7, 3 << 100);
+        assert_eq!(decode_hash(&bytes), Some((7, 3 << 100)));
+        assert_eq!(bytes[..10], [1, 7, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let mut unknown = bytes;
+        unknown[0] = 2;
+        assert_eq!((decode_hash(&unknown), decode_hash(&bytes[..24])), (None, None));
     }
 
     /// The bytes of format version 1, so that a change by accident is noticed.

@@ -2,9 +2,10 @@
 //! time, of watchers or of the wire.
 //!
 //! Reading order: `revision`, `event`, `range`, `layout` (the bytes), `rewind` and `read` (the way back to a revision),
-//! `write` with `cache`, `history`, `compaction`, `fences`.
+//! `write` with `cache`, `history`, `hash`, `compaction`, `fences`.
 
 pub mod event;
+pub mod hash;
 pub mod layout;
 pub mod range;
 pub mod revision;
@@ -120,8 +121,9 @@ impl Keyspace {
         shared.history_floor.store(floor, Ordering::Release);
         shared.backend.set_history_floor(floor);
         shared.publish(&position);
+        let hash = hash::open(&shared, position.current_revision)?;
         let keyspace = Arc::new(Self { shared: Arc::new(shared) });
-        Ok((keyspace.clone(), Writer::new(keyspace, position, cache_bytes_max)))
+        Ok((keyspace.clone(), Writer::new(keyspace, position, hash, cache_bytes_max)))
     }
 
     /// Newest revision that readers see.

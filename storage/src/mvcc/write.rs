@@ -14,7 +14,7 @@ use super::layout::{self, Meta, Op, Position, Record, UndoRecord};
 use super::range::{KeyRange, RangeOptions, RangeResult};
 use super::revision::Revision;
 use super::rewind::{self, Source};
-use super::{Keyspace, ReadError, read};
+use super::{Keyspace, ReadError, hash, read};
 use crate::backend::{Direction, Family, Span, VisitRow};
 use crate::error::{Result, StorageError};
 use crate::log_id::LogId;
@@ -34,12 +34,15 @@ pub struct Writer {
     /// With everything in the batch; `applied` as of the last commit.
     latest: Position,
     committed: Position,
+    /// Of the latest state, see [`hash`].
+    hash: u128,
     /// A batch could not be written, so the state in the backend is not the one known here.
     failed: Option<StorageError>,
     // Buffers, to be reused.
     found: Vec<u8>,
     record: Vec<u8>,
     undo: Vec<u8>,
+    hashed: Vec<u8>,
 }
 
 /// How a change set is made.
@@ -67,6 +70,8 @@ pub struct WriteTxn<'a> {
     main: i64,
     /// Changes so far.
     changes: i64,
+    /// What they add to the hash.
+    hash: u128,
     /// One for each change, or none at all.
     events: Vec<Event>,
     put_bytes: u64,
@@ -82,17 +87,19 @@ enum State {
 }
 
 impl Writer {
-    pub(super) fn new(keyspace: Arc<Keyspace>, position: Position, cache_bytes_max: usize) -> Self {
+    pub(super) fn new(keyspace: Arc<Keyspace>, position: Position, hash: u128, cache_bytes_max: usize) -> Self {
         Self {
             keyspace,
             cache: Cache::new(cache_bytes_max),
             overlay: Overlay::default(),
             latest: position,
             committed: position,
+            hash,
             failed: None,
             found: Vec::new(),
             record: Vec::new(),
             undo: Vec::new(),
+            hashed: Vec::new(),
         }
     }
 
@@ -125,7 +132,8 @@ impl Writer {
     pub fn begin_with(&mut self, options: TxnOptions) -> WriteTxn<'_> {
         let mark = self.overlay.begin();
         let main = self.latest.current_revision + 1;
-        WriteTxn { writer: self, mark, main, changes: 0, events: Vec::new(), put_bytes: 0, options, finished: false }
+        let (changes, hash, put_bytes) = (0, 0, 0);
+        WriteTxn { writer: self, mark, main, changes, hash, events: Vec::new(), put_bytes, options, finished: false }
     }
 
     /// Raises the compact revision, as part of the batch. History goes later, see [`Keyspace::drop_history`].
@@ -185,6 +193,10 @@ impl Writer {
         self.latest.applied = Some(applied);
         let position = layout::encode_position(&self.latest);
         self.overlay.batch.put(Family::Meta, layout::POSITION_KEY, &position);
+        if self.latest.current_revision != self.committed.current_revision {
+            let hash = layout::encode_hash(self.latest.current_revision, self.hash);
+            self.overlay.batch.put(Family::Meta, layout::HASH_KEY, &hash);
+        }
         // First, so that of a large batch only its bytes are left when the backend adds what it makes of them.
         self.overlay.finish(&mut self.cache);
         let bytes = self.overlay.batch.byte_len() as u64;
@@ -320,6 +332,7 @@ impl WriteTxn<'_> {
         self.finished = true;
         if self.changed() {
             self.writer.latest.current_revision = self.main;
+            self.writer.hash = self.writer.hash.wrapping_add(self.hash);
         }
         let (revision, put_bytes) = (self.writer.latest.current_revision, self.put_bytes);
         TxnChanges { revision, events: mem::take(&mut self.events), put_bytes }
@@ -347,13 +360,19 @@ impl WriteTxn<'_> {
     }
 
     fn change(&mut self, key: &Bytes, newest: Record<'_>, op: Op, state: &State) {
-        let Writer { overlay, record, undo, .. } = &mut *self.writer;
+        let Writer { overlay, record, undo, hashed, .. } = &mut *self.writer;
         let modified = newest.modified().expect("a change leads to a live key or a stub");
         let previous = state.as_record();
         record.clear();
         layout::encode_record(&newest, record);
         undo.clear();
-        layout::encode_undo(&UndoRecord { key, op, previous }, undo);
+        let previous_at = layout::encode_undo(&UndoRecord { key, op, previous }, undo);
+        if let Record::Live(..) = newest {
+            self.hash = self.hash.wrapping_add(hash::of_record(key, record, hashed));
+        }
+        if let Record::Live(..) = previous {
+            self.hash = self.hash.wrapping_sub(hash::of_record(key, &undo[previous_at..], hashed));
+        }
         overlay.change(key, modified, record, undo, !matches!(state, State::None));
         if let State::Live(meta, _) = state {
             let [from, to] = [meta.modified, modified].map(layout::revision_key);

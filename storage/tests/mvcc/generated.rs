@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use daymark_storage::LogId;
-use daymark_storage::backend::{Backend, Family, MemBackend};
-use daymark_storage::mvcc::{KeyRange, Keyspace, RangeEnd, RangeOptions, ReadError, TxnChanges, Writer};
+use daymark_storage::backend::{Backend, Family, MemBackend, WriteBatch};
+use daymark_storage::mvcc::hash::{self, verify};
+use daymark_storage::mvcc::layout::{self, Meta, Record};
+use daymark_storage::mvcc::{KeyRange, Keyspace, RangeEnd, RangeOptions, ReadError, Revision, TxnChanges, Writer};
 
 use super::model::Model;
 
@@ -240,6 +242,7 @@ impl Run {
             self.write_batch();
             self.check_reads();
             self.check_history();
+            self.check_hash();
             match self.random.below(24) {
                 0 | 1 => self.keyspace().flush().unwrap(),
                 2 | 3 => self.keyspace().drop_history().unwrap(),
@@ -328,6 +331,24 @@ impl Run {
         }
     }
 
+    /// The hash that is kept is that of the model's pairs, at any revision that can be read.
+    fn check_hash(&mut self) {
+        let (current, compact) = (self.model.revision, self.model.compact);
+        let revision = self.random.between(compact - 2, current + 1);
+        let hash = self.keyspace().hash(revision, &|| false);
+        if revision > current {
+            assert!(matches!(hash, Err(ReadError::Future)));
+        } else if revision > 0 && revision < compact {
+            assert!(matches!(hash, Err(ReadError::Compacted)));
+        } else {
+            let hash = hash.unwrap().unwrap();
+            let at = if revision <= 0 { current } else { revision };
+            assert_eq!((hash.revision, hash.compact_revision), (at, compact));
+            assert_eq!(hash.sum, model_hash(&self.model, at), "at {at}");
+            assert_eq!(verify(self.keyspace(), revision).unwrap(), hash);
+        }
+    }
+
     fn check_history(&mut self) {
         let (current, compact) = (self.model.revision, self.model.compact);
         let from = self.random.between(compact - 2, current + 2);
@@ -370,6 +391,12 @@ impl Run {
     fn restart(&mut self, crash: bool) {
         let durable = self.keyspace().durable_applied().unwrap();
         self.open = None;
+        if self.random.one_in(4) {
+            // As a version without hashes has left it.
+            let mut batch = WriteBatch::default();
+            batch.delete(Family::Meta, layout::HASH_KEY);
+            self.store.backend().write(&mut batch).unwrap();
+        }
         if crash {
             self.store.crash()
         } else {
@@ -394,6 +421,22 @@ impl Run {
         assert_rows(&writer, &self.rows);
         self.open = Some((keyspace, writer));
     }
+}
+
+/// The sum of the hashes of all pairs at a revision.
+fn model_hash(model: &Model, revision: i64) -> u128 {
+    let mut sum = 0_u128;
+    for (sub, kv) in model.live(revision) {
+        let modified = Revision { main: kv.mod_revision, sub };
+        let (create_revision, version, lease) = (kv.create_revision, kv.version, kv.lease);
+        let mut record = Vec::new();
+        layout::encode_record(
+            &Record::Live(Meta { modified, create_revision, version, lease }, &kv.value),
+            &mut record,
+        );
+        sum = sum.wrapping_add(hash::of_record(&kv.key, &record, &mut Vec::new()));
+    }
+    sum
 }
 
 /// A cache so small that it evicts all the time, and fences between few keys.

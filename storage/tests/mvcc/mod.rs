@@ -2,6 +2,7 @@
 
 mod concurrency;
 mod generated;
+mod hashes;
 #[cfg(feature = "rocksdb")]
 mod killed;
 #[cfg(feature = "rocksdb")]

@@ -38,6 +38,14 @@ impl Model {
         versions.iter().rev().find(|(main, _, _)| *main <= revision)?.2.clone()
     }
 
+    /// Every pair at a revision, with its place within the revision that it was changed by.
+    pub fn live(&self, revision: i64) -> Vec<(i64, KeyValue)> {
+        let newest = |versions: &Vec<Version>| {
+            versions.iter().rev().find(|(main, _, _)| *main <= revision).map(|(_, sub, kv)| (*sub, kv.clone()))
+        };
+        self.keys.values().filter_map(newest).filter_map(|(sub, kv)| Some((sub, kv?))).collect()
+    }
+
     pub fn range(&self, range: &KeyRange, options: &RangeOptions, revision: i64) -> RangeResult {
         let inside = self.keys.keys().filter(|key| range.contains(key));
         let mut kvs: Vec<KeyValue> = inside.filter_map(|key| self.get(key, revision)).collect();
