@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, FlockOperation};
@@ -52,6 +53,21 @@ pub trait Disk: Send + Sync + 'static {
     fn lock(&self, dir: &Path) -> Result<DirLock>;
     /// Monotonic time, to measure how long operations take. The simulated disk counts operations instead.
     fn now(&self) -> Duration;
+}
+
+/// Makes a file without a name in `dir`: it goes away with the last who holds it, also when the process is killed.
+pub fn unnamed_file(disk: &dyn Disk, dir: &Path) -> Result<Arc<dyn DiskFile>> {
+    static MADE: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let path = dir.join(format!("unnamed-{}-{number}.tmp", std::process::id()));
+        // Left by a process of the same number that died between the two steps.
+        if !disk.exists(&path)? {
+            let file = disk.open(&path, OpenMode::CreateNew)?;
+            disk.remove(&path)?;
+            return Ok(file);
+        }
+    }
 }
 
 /// An open file. What a crash may undo: writes and length changes since the last sync, sector by sector.

@@ -11,6 +11,9 @@ pub mod log_id;
 pub mod sim_disk;
 pub mod wal;
 
+pub mod bbolt;
+pub mod sorter;
+
 pub mod backend;
 pub mod mvcc;
 

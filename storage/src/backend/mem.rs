@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::RwLock;
 
-use super::{Backend, BackendSize, Cursor, Direction, Family, Span, WriteBatch};
+use super::{Backend, BackendSize, Cursor, Direction, Family, Span, View, WriteBatch};
 use crate::error::{Result, StorageError};
 use crate::mvcc::layout;
 
@@ -64,13 +64,11 @@ impl Backend for MemBackend {
 
     fn iterate(&self, family: Family, span: Span<'_>, direction: Direction) -> Result<Box<dyn Cursor + '_>> {
         let map = self.state.read().live[family as usize].clone();
-        let end = span.end.map_or(Bound::Unbounded, |end| Bound::Excluded(Bytes::copy_from_slice(end)));
-        let start = Bound::Included(Bytes::copy_from_slice(span.start));
-        let mut cursor = MemCursor { map, start, end, direction, here: None };
-        if !span.is_empty() {
-            cursor.step();
-        }
-        Ok(Box::new(cursor))
+        Ok(MemCursor::open(map, span, direction))
+    }
+
+    fn view(&self) -> Box<dyn View + '_> {
+        Box::new(MemView { live: self.state.read().live.clone() })
     }
 
     fn write(&self, batch: &mut WriteBatch) -> Result<()> {
@@ -126,6 +124,20 @@ impl Backend for MemBackend {
     }
 }
 
+struct MemView {
+    live: [Map; 5],
+}
+
+impl View for MemView {
+    fn get(&self, family: Family, key: &[u8], out: &mut Vec<u8>) -> Result<bool> {
+        Ok(MemBackend::lookup(&self.live[family as usize], key, out))
+    }
+
+    fn iterate(&self, family: Family, span: Span<'_>) -> Result<Box<dyn Cursor + '_>> {
+        Ok(MemCursor::open(self.live[family as usize].clone(), span, Direction::Forward))
+    }
+}
+
 struct MemCursor {
     map: Map,
     start: Bound<Bytes>,
@@ -135,6 +147,16 @@ struct MemCursor {
 }
 
 impl MemCursor {
+    fn open(map: Map, span: Span<'_>, direction: Direction) -> Box<dyn Cursor> {
+        let end = span.end.map_or(Bound::Unbounded, |end| Bound::Excluded(Bytes::copy_from_slice(end)));
+        let start = Bound::Included(Bytes::copy_from_slice(span.start));
+        let mut cursor = MemCursor { map, start, end, direction, here: None };
+        if !span.is_empty() {
+            cursor.step();
+        }
+        Box::new(cursor)
+    }
+
     fn step(&mut self) {
         let mut rest = self.map.range((self.start.clone(), self.end.clone()));
         let next = match self.direction {

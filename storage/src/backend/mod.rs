@@ -81,6 +81,15 @@ pub trait Cursor {
     fn advance(&mut self) -> Result<()>;
 }
 
+/// A backend as it was at one moment, for as long as it is held. What is forgotten by age, history and stubs, may be
+/// missing in it all the same.
+pub trait View {
+    /// As [`Backend::get`].
+    fn get(&self, family: Family, key: &[u8], out: &mut Vec<u8>) -> Result<bool>;
+    /// As [`Backend::iterate`], ascending.
+    fn iterate(&self, family: Family, span: Span<'_>) -> Result<Box<dyn Cursor + '_>>;
+}
+
 /// How large a backend is, in bytes.
 #[derive(Copy, Clone, Default, PartialEq, Eq, Debug)]
 pub struct BackendSize {
@@ -105,6 +114,8 @@ pub trait Backend: Send + Sync + 'static {
     fn get_durable(&self, family: Family, key: &[u8], out: &mut Vec<u8>) -> Result<bool>;
     /// A cursor on the first (or, backward, last) item of `span`.
     fn iterate(&self, family: Family, span: Span<'_>, direction: Direction) -> Result<Box<dyn Cursor + '_>>;
+    /// All families at one moment.
+    fn view(&self) -> Box<dyn View + '_>;
     /// Applies all of `batch` or nothing, over all families, and empties it either way, so that a large one need not be
     /// in memory twice. Visible on return; durable after a flush.
     fn write(&self, batch: &mut WriteBatch) -> Result<()>;

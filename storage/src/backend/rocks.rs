@@ -12,11 +12,11 @@ use rocksdb::checkpoint::Checkpoint;
 use rocksdb::compaction_filter::Decision;
 use rocksdb::{
     BlockBasedOptions, BlockBasedTablePinningTier, Cache, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB,
-    DBCompressionType, DBRawIterator, Env, ErrorKind, FlushOptions, LogLevel, Options, ReadOptions, ReadTier,
+    DBCompressionType, DBRawIterator, Env, ErrorKind, FlushOptions, LogLevel, Options, ReadOptions, ReadTier, Snapshot,
     WaitForCompactOptions, WriteBufferManager, WriteOptions,
 };
 
-use super::{Backend, BackendSize, Cursor, Direction, Family, Span, WriteBatch};
+use super::{Backend, BackendSize, Cursor, Direction, Family, Span, View, WriteBatch};
 use crate::disk::{Disk, RealDisk};
 use crate::error::{Result, StorageError};
 use crate::mvcc::{Revision, layout};
@@ -175,6 +175,10 @@ impl Backend for RocksBackend {
         Ok(Box::new(cursor))
     }
 
+    fn view(&self) -> Box<dyn View + '_> {
+        Box::new(RocksView { backend: self, snapshot: self.db.snapshot() })
+    }
+
     fn write(&self, batch: &mut WriteBatch) -> Result<()> {
         // Per change: a tag, the family's number and two lengths.
         let mut native = rocksdb::WriteBatch::with_capacity_bytes(batch.byte_len() + 12 * batch.len() + 16);
@@ -231,6 +235,41 @@ impl Backend for RocksBackend {
     fn checkpoint(&self, dir: &Path) -> Result<()> {
         let made = Checkpoint::new(&self.db).and_then(|checkpoint| checkpoint.create_checkpoint(dir));
         made.map_err(|error| explain(&self.dir, error))
+    }
+}
+
+struct RocksView<'a> {
+    backend: &'a RocksBackend,
+    snapshot: Snapshot<'a>,
+}
+
+impl View for RocksView<'_> {
+    fn get(&self, family: Family, key: &[u8], out: &mut Vec<u8>) -> Result<bool> {
+        out.clear();
+        let found = self.snapshot.get_cf(self.backend.family(family), key);
+        match found.map_err(|error| explain(&self.backend.dir, error))? {
+            Some(value) => {
+                out.extend_from_slice(&value);
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+
+    fn iterate(&self, family: Family, span: Span<'_>) -> Result<Box<dyn Cursor + '_>> {
+        if span.is_empty() {
+            return Ok(Box::new(EmptyCursor));
+        }
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(span.start);
+        if let Some(end) = span.end {
+            options.set_iterate_upper_bound(end);
+        }
+        let mut iterator = self.snapshot.raw_iterator_cf_opt(self.backend.family(family), options);
+        iterator.seek_to_first();
+        let cursor = RocksCursor { iterator, direction: Direction::Forward, dir: &self.backend.dir };
+        cursor.check()?;
+        Ok(Box::new(cursor))
     }
 }
 

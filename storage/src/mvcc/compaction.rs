@@ -42,8 +42,13 @@ impl Keyspace {
             return Err(StorageError::Invariant { what });
         }
         // Told to readers before anything goes, so that a read which misses something knows why.
-        let floor = shared.history_floor.fetch_max(compact, Ordering::AcqRel).max(compact);
-        shared.backend.set_history_floor(floor);
+        let floor = {
+            let pins = shared.pins.lock();
+            let allowed = pins.keys().next().map_or(compact, |pinned| compact.min(*pinned));
+            let floor = shared.history_floor.fetch_max(allowed, Ordering::AcqRel).max(allowed);
+            shared.backend.set_history_floor(floor);
+            floor
+        };
         let first_kept = layout::revision_key(Revision::first_of(floor));
         shared.backend.drop_files_below(Family::Log, &first_kept)?;
         shared.backend.drop_files_below(Family::Fwd, &first_kept)?;

@@ -8,7 +8,7 @@ use super::layout::{self, Op, Record, UndoRecord};
 use super::range::KeyRange;
 use super::revision::Revision;
 use super::rewind::Source;
-use super::{Keyspace, ReadError};
+use super::{Keyspace, ReadError, Shared};
 use crate::backend::{Direction, Family, Span};
 
 /// A stretch of history.
@@ -39,50 +39,70 @@ impl Keyspace {
         if from_revision < compact {
             return Err(ReadError::Compacted);
         }
-        // Revision 1 is the empty store: it has no events.
-        let from = from_revision.max(2);
-        let to = to_revision_inclusive.min(current);
-        let mut chunk = HistoryChunk { events_by_revision: Vec::new(), next_revision: from_revision.max(to + 1) };
-        if from > to {
-            return Ok(chunk);
-        }
-        let [start, end] = [from, to + 1].map(|main| layout::revision_key(Revision::first_of(main)));
-        let span = Span { start: &start, end: Some(&end) };
-        let reader = Reader { source: Source { shared: &self.shared, overlay: None }, compact, with_prev };
-        let mut cursor = self.shared.backend.iterate(Family::Log, span, Direction::Forward)?;
-        let mut expected = Revision::first_of(from);
-        let mut bytes = 0;
-        let mut read = 0;
-        while let Some((key, record)) = cursor.item() {
-            let revision = layout::decode_revision_key(key);
-            let revision = revision.ok_or_else(|| reader.source.undecodable("key of history", key))?;
-            if revision.main != expected.main && expected.sub > 0 {
-                if bytes >= bytes_max || read >= bytes_max.saturating_mul(READ_PER_RETURNED) {
-                    chunk.next_revision = expected.main + 1;
-                    break;
-                }
-                expected = Revision::first_of(expected.main + 1);
-            }
-            reader.check_unbroken(revision, expected)?;
-            expected.sub += 1;
-            read += record.len();
-            if let Some(event) = reader.event(revision, record, range)? {
-                bytes += event.byte_len();
-                match chunk.events_by_revision.last_mut() {
-                    Some((main, events)) if *main == revision.main => events.push(event),
-                    _ => chunk.events_by_revision.push((revision.main, vec![event])),
-                }
-            }
-            cursor.advance()?;
-        }
-        let ended = cursor.item().is_none();
-        if ended && (expected.main != to || expected.sub == 0) {
-            self.shared.check_floor(from)?;
-            return Err(reader.source.broken(format!("history ends at revision {} before {to}", expected.main)));
-        }
-        self.shared.check_floor(from)?;
-        Ok(chunk)
+        let options = Scan { range, with_prev, bytes_max, compact };
+        scan(&self.shared, from_revision, to_revision_inclusive.min(current), &options)
     }
+}
+
+/// What a scan of history returns.
+pub(super) struct Scan<'a> {
+    pub range: Option<&'a KeyRange>,
+    pub with_prev: bool,
+    pub bytes_max: usize,
+    /// Previous pairs up to there are left out.
+    pub compact: i64,
+}
+
+/// The events of `from_revision` up to `to`, which must be committed.
+pub(super) fn scan(
+    shared: &Shared,
+    from_revision: i64,
+    to: i64,
+    options: &Scan<'_>,
+) -> Result<HistoryChunk, ReadError> {
+    let Scan { range, with_prev, bytes_max, compact } = *options;
+    // Revision 1 is the empty store: it has no events.
+    let from = from_revision.max(2);
+    let mut chunk = HistoryChunk { events_by_revision: Vec::new(), next_revision: from_revision.max(to + 1) };
+    if from > to {
+        return Ok(chunk);
+    }
+    let [start, end] = [from, to + 1].map(|main| layout::revision_key(Revision::first_of(main)));
+    let span = Span { start: &start, end: Some(&end) };
+    let reader = Reader { source: Source { shared, overlay: None }, compact, with_prev };
+    let mut cursor = shared.backend.iterate(Family::Log, span, Direction::Forward)?;
+    let mut expected = Revision::first_of(from);
+    let mut bytes = 0;
+    let mut read = 0;
+    while let Some((key, record)) = cursor.item() {
+        let revision = layout::decode_revision_key(key);
+        let revision = revision.ok_or_else(|| reader.source.undecodable("key of history", key))?;
+        if revision.main != expected.main && expected.sub > 0 {
+            if bytes >= bytes_max || read >= bytes_max.saturating_mul(READ_PER_RETURNED) {
+                chunk.next_revision = expected.main + 1;
+                break;
+            }
+            expected = Revision::first_of(expected.main + 1);
+        }
+        reader.check_unbroken(revision, expected)?;
+        expected.sub += 1;
+        read += record.len();
+        if let Some(event) = reader.event(revision, record, range)? {
+            bytes += event.byte_len();
+            match chunk.events_by_revision.last_mut() {
+                Some((main, events)) if *main == revision.main => events.push(event),
+                _ => chunk.events_by_revision.push((revision.main, vec![event])),
+            }
+        }
+        cursor.advance()?;
+    }
+    let ended = cursor.item().is_none();
+    if ended && (expected.main != to || expected.sub == 0) {
+        shared.check_floor(from)?;
+        return Err(reader.source.broken(format!("history ends at revision {} before {to}", expected.main)));
+    }
+    shared.check_floor(from)?;
+    Ok(chunk)
 }
 
 /// How many bytes of history are read for each byte that may be returned, before a scan that finds nothing pauses.

@@ -2,7 +2,7 @@
 //! time, of watchers or of the wire.
 //!
 //! Reading order: `revision`, `event`, `range`, `layout` (the bytes), `rewind` and `read` (the way back to a revision),
-//! `write` with `cache`, `history`, `hash`, `compaction`, `fences`.
+//! `write` with `cache`, `history`, `pin`, `hash`, `compaction`, `fences`.
 
 pub mod event;
 pub mod hash;
@@ -14,14 +14,17 @@ mod cache;
 mod compaction;
 mod fences;
 mod history;
+mod pin;
 mod read;
 mod rewind;
 mod write;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
 
 use crate::backend::{self, Backend, BackendSize, Family, Span, VisitRow, WriteBatch};
 use crate::error::{Result, StorageError};
@@ -30,6 +33,7 @@ use crate::log_id::LogId;
 pub use event::{Event, EventKind, KeyValue};
 pub use fences::GoesOn;
 pub use history::HistoryChunk;
+pub use pin::{Pin, PinnedTables};
 pub use range::{KeyRange, RangeEnd, RangeOptions, RangeResult};
 pub use read::{KvRef, ReadTxn};
 pub use revision::Revision;
@@ -82,6 +86,8 @@ struct Shared {
     written_bytes: AtomicU64,
     // Raised by whoever drops history.
     history_floor: AtomicI64,
+    /// Revisions that the history floor must not pass, with the number of those who hold it there. Held while it moves.
+    pins: Mutex<BTreeMap<i64, usize>>,
     // Kept by readers among themselves.
     fences: Fences,
 }
@@ -109,6 +115,7 @@ impl Keyspace {
             applied: ArcSwapOption::empty(),
             written_bytes: AtomicU64::new(0),
             history_floor: AtomicI64::new(0),
+            pins: Mutex::default(),
             fences: Fences::default(),
         };
         let mut bytes = Vec::new();

@@ -32,6 +32,8 @@ pub struct KvRef<'a> {
     pub create_revision: i64,
     /// Last change.
     pub mod_revision: i64,
+    /// Place of that change within its revision.
+    pub sub: i64,
     /// Changes since creation.
     pub version: i64,
     /// Lease, or 0.
@@ -45,6 +47,7 @@ impl<'a> KvRef<'a> {
         Self {
             create_revision: meta.create_revision,
             mod_revision: meta.modified.main,
+            sub: meta.modified.sub,
             version: meta.version,
             lease: meta.lease,
             value,
