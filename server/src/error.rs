@@ -41,6 +41,8 @@ macro_rules! errors {
             ResponseTooLarge(usize, usize),
             /// Compressed with something that is not supported; holds its name.
             Compression(String),
+            /// A file that the member does not need could not be written or read; holds the facts.
+            File(String),
             /// Something failed inside of the lock or election service: whatever it was leaves with code `Unknown`, as in
             /// etcd, where these services are clients of the others.
             Inner(Box<Error>),
@@ -56,7 +58,7 @@ macro_rules! errors {
                 match self {
                     $(Self::$name => Code::$code,)*
                     Self::UnknownMethod(_) | Self::Compression(_) => Code::Unimplemented,
-                    Self::Inner(_) => Code::Unknown,
+                    Self::Inner(_) | Self::File(_) => Code::Unknown,
                     Self::Malformed(_) | Self::Protocol(_) | Self::Internal(_) => Code::Internal,
                     Self::MessageTooLarge(..) | Self::ResponseTooLarge(..) => Code::ResourceExhausted,
                 }
@@ -78,7 +80,7 @@ macro_rules! errors {
                         format!("grpc: Decompressor is not installed for grpc-encoding \"{name}\"").into()
                     }
                     Self::Inner(error) => error.text(),
-                    Self::Protocol(what) | Self::Internal(what) => what.clone().into(),
+                    Self::File(what) | Self::Protocol(what) | Self::Internal(what) => what.clone().into(),
                 }
             }
         }
@@ -163,6 +165,8 @@ errors! {
     InvalidDowngradeTargetVersion, InvalidArgument, "etcdserver: invalid downgrade target version";
     /// Ours: etcd begins a job that only an older program could end.
     DowngradeImpossible, FailedPrecondition, "daymark: no earlier version of Daymark can read this data: to go back to etcd, restore a snapshot with etcdutl";
+    /// Ours: a snapshot would leave the member without room.
+    NoRoomForFile, ResourceExhausted, "daymark: the disk has not enough room to make a snapshot: free some, or back up with less history after a compaction";
     /// Ours: what one member cannot do yet.
     SecondMember, Unimplemented, "daymark: this version runs one member: a second one cannot be added yet";
 }

@@ -16,6 +16,8 @@ pub mod rpc;
 pub mod version;
 pub mod views;
 
+pub mod export;
+
 pub mod auth;
 
 pub mod apply;

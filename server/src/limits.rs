@@ -200,6 +200,17 @@ pub const PASSWORD_QUEUE_MAX: usize = 128;
 /// Of them those of one account, so that who guesses at it does not keep the others out.
 pub const PASSWORDS_PER_ACCOUNT_MAX: usize = 16;
 
+// Snapshots.
+
+/// Snapshots that are made or sent at a time; others wait.
+pub const SNAPSHOTS_MAX: usize = 2;
+/// What is read of history at once while one is made, and how often its maker looks whether to go on.
+pub const EXPORT_PIECE_BYTES: usize = 4 << 20;
+/// The same for keys that do not go into the file yet.
+pub const EXPORT_CHECK_RECORDS: u64 = 4096;
+/// Memory in which keys are sorted; more go through files.
+pub const EXPORT_SORT_BYTES: usize = 32 << 20;
+
 // Members.
 
 /// Peer addresses of one member.

@@ -105,6 +105,7 @@ impl Request {
 pub enum StreamRequest {
     RangeStream(pb::RangeRequest),
     Observe(v3electionpb::LeaderRequest),
+    Snapshot(pb::SnapshotRequest),
 }
 
 /// The answer to a [`Request`] of the same name.

@@ -44,6 +44,7 @@ use crate::policy::upkeep::Upkeep;
 use crate::policy::{compactor, lessor, timer};
 use crate::request::{Context, Reply, Request, RequestStream, Sink, StreamRequest};
 use crate::services::reclaim::LongWork;
+use crate::services::snapshot::Snapshots;
 use crate::services::watch::Permission;
 use crate::services::{self, Door, Member, Settings};
 use crate::views::Views;
@@ -156,7 +157,7 @@ impl Server {
         let raft = daymark_raft::start(options, Box::new(queue), fatal(&on_fatal, "raft"))
             .map_err(|error| StartError::new(error, "choose a data directory that belongs to this member"))?;
         wait_until_replayed(&raft, &views)?;
-        let room = room_watch(config, &views, disk, storage.wal.clone())?;
+        let room = room_watch(config, &views, disk.clone(), storage.wal.clone())?;
         // Known before the first request.
         room.step()?;
         let look = move || room.step();
@@ -174,6 +175,7 @@ impl Server {
             raft: &raft,
             wal: storage.wal.clone(),
             ring_bytes: memory.ring_bytes,
+            disk: disk.clone(),
             tls,
             on_fatal: on_fatal.clone(),
         };
@@ -462,6 +464,15 @@ fn room_watch(config: &Config, views: &Arc<Views>, disk: Arc<dyn Disk>, wal: Wal
     })
 }
 
+/// Made beside the data, as far as its volume has room beyond the reserve for it.
+fn snapshots(config: &Config, disk: Arc<dyn Disk>) -> Snapshots {
+    let dir = config.data_dir.clone();
+    let volume_bytes = rustix::fs::statvfs(&dir).map_or(u64::MAX, |volume| volume.f_blocks * volume.f_frsize);
+    let reserve_bytes = Directory::on_volume(dir.clone(), volume_bytes).reserve_bytes;
+    // What is written until the next look must not reach the reserve.
+    Snapshots::new(disk, dir, reserve_bytes + 4 * limits::EXPORT_PIECE_BYTES as u64)
+}
+
 /// What the net threads are built from.
 struct Parts<'a> {
     config: &'a Config,
@@ -469,6 +480,7 @@ struct Parts<'a> {
     raft: &'a Handle,
     wal: Wal,
     ring_bytes: u64,
+    disk: Arc<dyn Disk>,
     tls: Option<Arc<Tls>>,
     on_fatal: OnFatal,
 }
@@ -494,6 +506,8 @@ fn start_net(parts: &Parts<'_>) -> std::io::Result<Result<NetThreads, StartError
         passwords: PasswordPool::start()?,
         settings,
         reclaim: LongWork::default(),
+        exports: LongWork::default(),
+        snapshots: snapshots(config, parts.disk.clone()),
         on_fatal: parts.on_fatal.clone(),
     });
     let watched: Arc<[WatchGauges]> = (0..net_threads).map(|_| WatchGauges::default()).collect();

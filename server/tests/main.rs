@@ -11,3 +11,4 @@ mod process;
 mod range_stream;
 mod replay;
 mod scripts;
+mod snapshot;

@@ -17,6 +17,7 @@ use daymark_server::error::Error;
 use daymark_server::mailbox::Mailbox;
 use daymark_server::policy::lessor::Lessor;
 use daymark_server::request::{Context, Reply, Request};
+use daymark_server::services::snapshot::Snapshots;
 use daymark_server::services::{Door, Member, Settings};
 use daymark_server::views::Views;
 use daymark_server::watch::{Engine, Options as WatchOptions};
@@ -89,12 +90,23 @@ impl TestMember {
             applied: progress,
         };
         let raft = daymark_raft::start(options, Box::new(queue), on_fatal()).expect("raft starts");
+        let snapshots = Snapshots::new(Arc::new(disk.clone()), "/data".into(), 0);
         let lessor = Lessor::new(views.clone(), settings.election);
         let passwords = PasswordPool::start().expect("threads");
         let facts_out = fatal_out.clone();
         let on_fatal = Arc::new(move |facts: &str| drop(facts_out.send(facts.to_string())));
         let door = Door::new(
-            Arc::new(Member { views, raft, lessor, passwords, settings, reclaim: Default::default(), on_fatal }),
+            Arc::new(Member {
+                views,
+                raft,
+                lessor,
+                passwords,
+                settings,
+                reclaim: Default::default(),
+                exports: Default::default(),
+                snapshots,
+                on_fatal,
+            }),
             0,
         );
         // One thread for the pool: a test that occupies it decides when reads there begin.

@@ -80,6 +80,7 @@ pub fn stream(table: &AuthTable, who: Option<&Identity>, stream: Streaming<'_>) 
         Streaming::Call(StreamRequest::RangeStream(range)) => rules.read(&range.key, &range.range_end),
         // Each of the requests that it is made of has its rule.
         Streaming::Call(StreamRequest::Observe(_)) => Ok(()),
+        Streaming::Call(StreamRequest::Snapshot(_)) => rules.root(),
     }
 }
 

@@ -431,6 +431,12 @@ fn service<D: FrontDoor>(
                 Err(error) => sink.finish(Err(error)),
             }
         }),
+        Rpc::Snapshot => Box::pin(async move {
+            match only(messages).await {
+                Ok(request) => door.stream(context, StreamRequest::Snapshot(request), sink).await,
+                Err(error) => sink.finish(Err(error)),
+            }
+        }),
         Rpc::HealthWatch => Box::pin(async move {
             match only(messages).await {
                 Ok(request) => health_watch(&request, &sink).await,

@@ -146,7 +146,7 @@ impl FrontDoor for FakeDoor {
     async fn stream(self: &Rc<Self>, _: Context, request: StreamRequest, sink: Sink) {
         match request {
             StreamRequest::RangeStream(range) => sink.push(MessageParts::from_iter([range.key])),
-            StreamRequest::Observe(_) => sink.finish(Err(Error::NotCapable)),
+            StreamRequest::Observe(_) | StreamRequest::Snapshot(_) => sink.finish(Err(Error::NotCapable)),
         }
     }
 

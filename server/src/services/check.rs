@@ -61,7 +61,7 @@ pub fn range(request: &pb::RangeRequest) -> Result<(), Error> {
 pub fn stream(request: &StreamRequest) -> Result<(), Error> {
     match request {
         StreamRequest::RangeStream(request) => range_stream(request),
-        StreamRequest::Observe(_) => Ok(()),
+        StreamRequest::Observe(_) | StreamRequest::Snapshot(_) => Ok(()),
     }
 }
 
@@ -149,7 +149,7 @@ pub fn reads_what_is_current(request: &Request) -> bool {
 pub fn streams_what_is_current(request: &StreamRequest) -> bool {
     match request {
         StreamRequest::RangeStream(range) => !range.serializable,
-        StreamRequest::Observe(_) => false,
+        StreamRequest::Observe(_) | StreamRequest::Snapshot(_) => false,
     }
 }
 

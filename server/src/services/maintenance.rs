@@ -57,7 +57,7 @@ impl Door {
         tracing::info!("starting defragment");
         let keyspace = views.keyspace.clone();
         let before = views.keyspace.written_bytes();
-        member.reclaim.run(move || keyspace.reclaim()).await?;
+        member.reclaim.run(move || Ok(keyspace.reclaim()?)).await?;
         // What was written meanwhile may have missed the flush.
         views.size.measure(&views.keyspace, views.keyspace.written_bytes().saturating_sub(before))?;
         let took = begun.elapsed();

@@ -25,6 +25,7 @@ pub mod queue;
 pub mod quota;
 pub mod range_stream;
 pub mod reclaim;
+pub mod snapshot;
 pub mod watch;
 
 use std::cell::RefCell;
@@ -57,6 +58,7 @@ use batcher::Batcher;
 use lone::LoneWriter;
 use pool::Pool;
 use reclaim::LongWork;
+use snapshot::Snapshots;
 
 /// Values of the configuration that services look at.
 #[derive(Clone, Debug)]
@@ -114,6 +116,9 @@ pub struct Member {
     pub settings: Settings,
     /// What gives space back.
     pub reclaim: LongWork,
+    /// What makes snapshots.
+    pub exports: LongWork,
+    pub snapshots: Snapshots,
     /// Stops the member, with the facts; may be called more than once.
     pub on_fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
@@ -243,6 +248,7 @@ impl Door {
         let caller = self.admit_stream(&context, Streaming::Call(&request)).await?;
         match request {
             StreamRequest::RangeStream(request) => self.range_stream(caller, request, sink).await,
+            StreamRequest::Snapshot(_) => self.snapshot(sink).await,
             StreamRequest::Observe(request) => self.observe(&context, request, sink).await.map_err(Error::inside),
         }
     }

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::thread;
 
-use daymark_storage::Result as StorageResult;
 use tokio::sync::{Mutex, oneshot};
 
 use crate::error::Error;
@@ -18,7 +17,10 @@ pub struct LongWork {
 impl LongWork {
     /// Runs `work` on the thread "reclaim" once the work before it has ended. Work that has begun goes on when its caller
     /// goes away.
-    pub async fn run(&self, work: impl FnOnce() -> StorageResult<()> + Send + 'static) -> Result<(), Error> {
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
         let turn = self.turn.clone().lock_owned().await;
         let (answer, result) = oneshot::channel();
         let spawned = thread::Builder::new().name("reclaim".into()).spawn(move || {
@@ -29,7 +31,7 @@ impl LongWork {
         });
         spawned.map_err(|error| Error::Internal(format!("the thread \"reclaim\" could not be started: {error}")))?;
         match result.await {
-            Ok(result) => Ok(result?),
+            Ok(result) => result,
             Err(_) => Err(Error::Internal("the thread \"reclaim\" has panicked".into())),
         }
     }

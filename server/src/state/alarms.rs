@@ -12,7 +12,7 @@ use std::sync::Arc;
 use daymark_api::etcdserverpb as pb;
 use daymark_api::etcdserverpb::alarm_request::AlarmAction;
 use daymark_storage::backend::Family;
-use daymark_storage::mvcc::{Keyspace, Writer};
+use daymark_storage::mvcc::{Keyspace, PinnedTables, Writer};
 use daymark_storage::{Result, StorageError};
 
 const PREFIX: &[u8] = b"alarm/";
@@ -91,6 +91,18 @@ impl Alarms {
         let has = |wanted: pb::AlarmType| self.active.iter().any(|(_, alarm)| *alarm == wanted as i32);
         (self.no_space, self.corrupt) = (has(pb::AlarmType::Nospace), has(pb::AlarmType::Corrupt));
     }
+}
+
+/// The set as of one moment.
+pub fn pinned(tables: &PinnedTables<'_>) -> Result<Vec<pb::AlarmMember>> {
+    let mut found = Vec::new();
+    tables.scan(Family::Meta, PREFIX, PREFIX_END, &mut |key, _| {
+        found.push(decode(key));
+        ControlFlow::Continue(())
+    })?;
+    let alarms = found.into_iter().map(|alarm| alarm.map(|(member_id, alarm)| member(member_id, alarm)));
+    let broken = || StorageError::Invariant { what: "a row of the alarm table cannot be decoded".into() };
+    alarms.collect::<Option<_>>().ok_or_else(broken)
 }
 
 /// The alarms of one type, or all for `NONE`.

@@ -8,11 +8,12 @@
 //! ```
 //! Frozen, see `docs/formats/tables.md`.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use daymark_storage::backend::Family;
-use daymark_storage::mvcc::{Keyspace, Writer};
+use daymark_storage::mvcc::{Keyspace, PinnedTables, Writer};
 use daymark_storage::{Result, StorageError};
 use prost::Message;
 
@@ -193,6 +194,31 @@ fn read_rows<M: Message + Default>(keyspace: &Keyspace, start: &[u8], end: &[u8]
         }
     })?;
     if failed { Err(broken(&String::from_utf8_lossy(start))) } else { Ok(records) }
+}
+
+/// The rows of one moment, as they are stored: names with etcd's own messages.
+pub struct PinnedAuth {
+    pub is_enabled: bool,
+    pub revision: u64,
+    pub users: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub roles: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+/// The rows as of one moment.
+pub fn pinned(tables: &PinnedTables<'_>) -> Result<PinnedAuth> {
+    let (is_enabled, revision) = match tables.meta(CONFIG)? {
+        Some(row) => decode_config(&row).ok_or_else(|| broken("auth/config"))?,
+        None => (AuthTable::default().is_enabled(), AuthTable::default().revision()),
+    };
+    let rows = |prefix: &[u8], end: &[u8]| -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+        let mut rows = BTreeMap::new();
+        tables.scan(Family::Meta, prefix, end, &mut |key, value| {
+            rows.insert(key[prefix.len()..].to_vec(), value.to_vec());
+            ControlFlow::Continue(())
+        })?;
+        Ok(rows)
+    };
+    Ok(PinnedAuth { is_enabled, revision, users: rows(USERS, USERS_END)?, roles: rows(ROLES, ROLES_END)? })
 }
 
 fn decode_config(row: &[u8]) -> Option<(bool, u64)> {

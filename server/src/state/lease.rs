@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 use daymark_storage::backend::Family;
-use daymark_storage::mvcc::{Keyspace, Writer};
+use daymark_storage::mvcc::{Keyspace, PinnedTables, Writer};
 use daymark_storage::{Result, StorageError};
 use hashbrown::HashSet;
 use rustc_hash::FxBuildHasher;
@@ -137,6 +137,22 @@ pub fn scan_records(keyspace: &Keyspace, visit: &mut dyn FnMut(LeaseFact)) -> Re
             None => broken = Some(key.to_vec()),
         }
         if broken.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    match broken {
+        Some(key) => Err(StorageError::Invariant { what: format!("the lease record {key:02x?} cannot be decoded") }),
+        None => Ok(()),
+    }
+}
+
+/// The records as of one moment, in order of ids, until `visit` breaks.
+pub fn scan_pinned(tables: &PinnedTables<'_>, visit: &mut dyn FnMut(LeaseFact) -> ControlFlow<()>) -> Result<()> {
+    let mut broken = None;
+    tables.scan(Family::Lease, &[RECORD], &[RECORD + 1], &mut |key, value| match decode_record(key, value) {
+        Some(fact) => visit(fact),
+        None => {
+            broken = Some(key.to_vec());
+            ControlFlow::Break(())
+        }
     })?;
     match broken {
         Some(key) => Err(StorageError::Invariant { what: format!("the lease record {key:02x?} cannot be decoded") }),
