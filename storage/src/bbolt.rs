@@ -372,7 +372,7 @@ mod tests {
 
     #[test]
     fn three_levels_and_large_values_are_read_back() {
-        let small: Pairs = (0..40_000_u32).map(|n| (n.to_be_bytes().to_vec(), vec![n as u8; 40])).collect();
+        let small: Pairs = (0..20_000_u32).map(|n| (n.to_be_bytes().to_vec(), vec![n as u8; 40])).collect();
         let large = (0..9_u8).map(|n| (vec![n + 1; 3000], vec![n; 1000 * usize::from(n) * usize::from(n)])).collect();
         let full = (0..300_u16).map(|n| (n.to_be_bytes().to_vec(), vec![1; PAGE_BYTES - 34])).collect();
         let buckets = [("small", small), ("large", large), ("full", full), ("empty", Pairs::new())];
@@ -381,6 +381,9 @@ mod tests {
     }
 
     proptest! {
+        // Each case writes up to a megabyte to the simulated disk.
+        #![proptest_config(ProptestConfig::with_cases(12))]
+
         #[test]
         fn whatever_is_put_is_read_back(sizes in prop::collection::vec((1..9000_usize, 0..20_000_usize), 0..40)) {
             let pair = |(n, (key, value)): (usize, &(usize, usize))| {

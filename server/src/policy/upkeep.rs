@@ -45,7 +45,7 @@ impl Upkeep {
             self.raft.release_log(durable);
             self.released = Some(durable);
         }
-        if keyspace.compact_revision() > keyspace.history_floor() {
+        if keyspace.has_history_to_drop() {
             keyspace.drop_history()?;
         }
         self.views.size.measure(&keyspace, self.unflushed.bytes_behind(durable))

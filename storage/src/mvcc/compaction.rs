@@ -79,6 +79,13 @@ impl Keyspace {
         if batch.is_empty() { Ok(()) } else { shared.backend.write(&mut batch) }
     }
 
+    /// Whether a compaction has left history that [`Keyspace::drop_history`] may drop by now.
+    pub fn has_history_to_drop(&self) -> bool {
+        let pinned = self.shared.pins.lock().keys().next().copied();
+        let allowed = pinned.unwrap_or(i64::MAX).min(self.compact_revision());
+        allowed > self.history_floor()
+    }
+
     /// Drops history and rewrites what else holds space that nothing reads any more: overwritten records, old stubs,
     /// history that shares a file with newer one. Reads and writes go on meanwhile, at the cost of the disk. Takes as
     /// long as the store is large, so it is for those who ask for it.

@@ -360,3 +360,38 @@ fn counting_again_reads_what_has_changed_and_no_more() {
     assert_eq!(keyspace.read(0).unwrap().count_while(&long, &mut nobody).unwrap(), None, "nobody wants to know");
     assert_eq!(keyspace.read(0).unwrap().count(&all).unwrap(), 29_000, "nothing wrong was learned");
 }
+
+#[test]
+fn a_pin_keeps_what_could_be_read_when_it_was_made_and_nothing_longer() {
+    let (keyspace, mut writer) = Keyspace::open(MemBackend::new()).unwrap();
+    let mut index = 0;
+    let mut put = |writer: &mut Writer, value: &str| {
+        let mut txn = writer.begin();
+        txn.put(Bytes::from_static(b"k"), value.to_owned().into(), 0).unwrap();
+        txn.finish();
+        index += 1;
+        writer.commit(LogId { term: 1, index }).unwrap();
+        writer.publish();
+    };
+    put(&mut writer, "2");
+    put(&mut writer, "3");
+    writer.compact(2).unwrap();
+    put(&mut writer, "4");
+    let pin = keyspace.pin();
+    let (position, tables) = (keyspace.current_revision(), pin.tables().unwrap());
+    assert_eq!((tables.current_revision(), tables.compact_revision()), (position, 2));
+    put(&mut writer, "5");
+    writer.compact(5).unwrap();
+    put(&mut writer, "6");
+    assert_eq!(tables.current_revision(), position, "the tables are of one moment");
+    keyspace.drop_history().unwrap();
+    assert_eq!((keyspace.history_floor(), keyspace.has_history_to_drop()), (2, false));
+    assert_eq!(pin.read(2).get(b"k").unwrap().unwrap().value, "2");
+    assert_eq!(pin.history(2, 4, usize::MAX).unwrap().events_by_revision.len(), 3);
+    assert!(matches!(keyspace.read(4), Err(ReadError::Compacted)), "others are not served longer");
+    drop(tables);
+    drop(pin);
+    assert!(keyspace.has_history_to_drop());
+    keyspace.drop_history().unwrap();
+    assert_eq!(keyspace.history_floor(), 5);
+}
