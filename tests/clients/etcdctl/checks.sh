@@ -4,7 +4,8 @@
 set -euo pipefail
 export ETCDCTL_API=3
 
-ctl() { "$ETCDCTL" --endpoints="$ENDPOINT" "$@"; }
+# A machine that is busy with other tests may take longer for a login than the two seconds that etcdctl 3.7 waits.
+ctl() { "$ETCDCTL" --endpoints="$ENDPOINT" --dial-timeout=20s --command-timeout=20s "$@"; }
 as() { local user=$1; shift; ctl --user="$user" "$@"; }
 certified() { ctl --endpoints="https://$ENDPOINT" --cacert="$CA" --cert="$CERT" --key="$KEY" "$@"; }
 

@@ -240,7 +240,7 @@ impl Generator {
         let role = ROLES[self.rng.random_range(0..ROLES.len())];
         let password = PASSWORDS[self.rng.random_range(0..PASSWORDS.len())];
         let key = self.key();
-        let end = self.range_end(&key, true);
+        let end = known::end_of_right(&key);
         let kind = self.rng.random_range(0..3);
         Request::Call(match self.rng.random_range(0..40) {
             0..3 => Call::user_add(user, password, self.one_in(6)),
@@ -277,7 +277,7 @@ impl Generator {
         requests.extend(calls.map(Request::Call));
         for (role, kind) in [("reader", 0), ("writer", 1), ("writer", 2)] {
             let key = self.key();
-            let end = self.range_end(&key, true);
+            let end = known::end_of_right(&key);
             requests.push(Request::Call(Call::role_grant(role, Some((kind, key, end)))));
         }
         requests.push(Request::Login(Who::Root, "first"));

