@@ -12,15 +12,12 @@ use daymark_tests::{
     certificates::Certificates,
     ctl::Etcdctl,
     etcd,
-    process::{Dialect, Program, Server, clear_settings},
+    process::{Program, Server, clear_settings},
     skip,
 };
 
 /// The checks of one stage take at most this long.
 const STAGE_MAX: Duration = Duration::from_secs(150);
-
-/// Stages that Daymark cannot pass yet, each with the client ("" for all) and the reason.
-const PENDING: &[(&str, &str, &str)] = &[("", "maintenance", "HashKV and Snapshot are not served yet")];
 
 type Stage = (&'static str, &'static [&'static str]);
 
@@ -114,11 +111,6 @@ fn client_passes(client: &Client) {
 fn stages(client: &Client, program: &Program) -> Vec<String> {
     let mut failures = Vec::new();
     for (stage, expected) in client.stages {
-        let pending = PENDING.iter().find(|(name, s, _)| s == stage && (name.is_empty() || *name == client.test));
-        if let (Some((_, _, why)), Dialect::Daymark) = (pending, program.dialect) {
-            skip::unable(&format!("{} ({stage})", client.test), why);
-            continue;
-        }
         let expected: String = expected.iter().map(|check| format!("ok {check}\n")).collect();
         let said = run(client, stage, program);
         if said.0 != expected {

@@ -204,6 +204,10 @@ const NOT_ASKED: &[(&str, &str)] = &[
         "daymark: this version runs one member: a second one cannot be added yet",
         "Daymark's own: etcd adds one; server/tests/scripts",
     ),
+    (
+        "daymark: the disk has not enough room to make a snapshot: free some, or back up with less history after a compaction",
+        "needs a full disk: server/tests",
+    ),
     ("context canceled", "told to a client that has cancelled, which reads no more"),
 ];
 
