@@ -152,6 +152,7 @@ errors! {
     DeadlineExceeded, DeadlineExceeded, "context deadline exceeded";
     /// Ours: etcd waits for ever.
     SlowBody, DeadlineExceeded, "daymark: the body of the request did not arrive within a minute: send it at once";
+    ReflectionNothingAsked, InvalidArgument, "daymark: a reflection request must ask something";
     MemberUrlsInvalid, InvalidArgument, "etcdserver: given member URLs are invalid";
     MemberNotFound, NotFound, "etcdserver: member not found";
     MemberNotLearner, FailedPrecondition, "etcdserver: can only promote a learner member";

@@ -4,7 +4,7 @@
 
 pub mod applied;
 pub mod histogram;
-mod process;
+pub(crate) mod process;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};

@@ -110,6 +110,8 @@ rpcs! {
     Resign Unary "v3electionpb.Election" "Resign";
     HealthCheck Unary "grpc.health.v1.Health" "Check";
     HealthWatch ServerStream "grpc.health.v1.Health" "Watch";
+    ReflectionV1 BidiStream "grpc.reflection.v1.ServerReflection" "ServerReflectionInfo";
+    ReflectionV1Alpha BidiStream "grpc.reflection.v1alpha.ServerReflection" "ServerReflectionInfo";
 }
 
 /// Whether some method of that service exists.

@@ -38,7 +38,7 @@ use crate::mailbox::Mailbox;
 use crate::metrics::{HistogramSample, Metrics, Sample};
 use crate::net::accept::{self, BindError, Bound, Role};
 use crate::net::tls::{Tls, TlsError};
-use crate::net::{Condition, FrontDoor, NetOptions, NetThreads};
+use crate::net::{Condition, FrontDoor, NetOptions, NetThreads, RaftCondition};
 use crate::policy::room::{Directory, RoomWatch};
 use crate::policy::upkeep::Upkeep;
 use crate::policy::{compactor, lessor, timer};
@@ -664,10 +664,20 @@ impl FrontDoor for Front {
     }
 
     fn condition(&self) -> Condition {
+        let (views, raft) = (self.door.views(), self.door.member().raft.status());
         Condition {
-            alarms: self.door.views().alarms.load().as_ref().clone(),
+            alarms: views.alarms.load().as_ref().clone(),
             has_leader: self.door.has_leader(),
             is_learner: self.door.is_learner(),
+            auth_enabled: views.auth.load().is_enabled(),
+            raft: RaftCondition {
+                member_id: raft.member_id,
+                term: raft.term,
+                committed_index: raft.committed_index.unwrap_or(0),
+                applied_index: views.applied_index(),
+                leader: raft.leader.unwrap_or(0),
+                is_leader: raft.is_leader,
+            },
         }
     }
 }

@@ -2,7 +2,7 @@
 
 /// A picture of the process.
 #[derive(Debug, Default)]
-pub(super) struct Process {
+pub(crate) struct Process {
     pub resident_bytes: u64,
     pub virtual_bytes: u64,
     /// As Prometheus' libraries show it: the largest number where there is no limit.
@@ -17,7 +17,7 @@ pub(super) struct Process {
 }
 
 impl Process {
-    pub(super) fn read() -> Self {
+    pub(crate) fn read() -> Self {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         // Lines like `VmRSS:      1234 kB`: see proc(5).
         let field = |name: &str| -> u64 {

@@ -18,7 +18,7 @@ use prost::Message;
 use tokio::time::Sleep;
 
 use super::frames::{self, PREFIX_BYTES};
-use super::{FrontDoor, Thread};
+use super::{FrontDoor, Thread, reflection};
 use crate::error::{Code, Error};
 use crate::limits;
 use crate::request::{Context, MessageParts, Reply, Request, RequestStream, Sink, StreamRequest, Taken};
@@ -437,6 +437,9 @@ fn service<D: FrontDoor>(
                 Err(error) => sink.finish(Err(error)),
             }
         }),
+        Rpc::ReflectionV1 | Rpc::ReflectionV1Alpha => {
+            Box::pin(async move { reflection::serve(decoded(messages), sink).await })
+        }
         Rpc::HealthWatch => Box::pin(async move {
             match only(messages).await {
                 Ok(request) => health_watch(&request, &sink).await,

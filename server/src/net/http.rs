@@ -14,7 +14,7 @@ use super::accept::Role;
 use super::body::{self, ResponseBody};
 use super::connection::Caller;
 use super::gateway::websocket::{self, UpgradeSlot};
-use super::{FrontDoor, Thread, gateway};
+use super::{FrontDoor, Thread, debug, gateway};
 use crate::request::Context;
 
 const JSON: &str = "application/json";
@@ -24,6 +24,9 @@ const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Kinds of alarm, by their numbers on the wire.
 const NO_SPACE: i32 = 1;
 const CORRUPT: i32 = 2;
+/// To those who might believe otherwise.
+const CERTIFICATE_NAME: &str = "the common name of a client certificate stands for nobody at the gateway: use a certificate \
+                                without one, and send a token\n";
 /// What a path spells out only percent-encoded, as Go writes it.
 const PATH: &AsciiSet = &CONTROLS
     .add(b' ')
@@ -96,6 +99,9 @@ async fn route<D: FrontDoor, B: Body<Data = Bytes> + 'static>(
     let path = percent_decode_str(&path).decode_utf8_lossy();
     if has_gateway && path.starts_with(gateway::PREFIX) {
         // The name of a certificate stands for nobody here, as in etcd.
+        if caller.certificate_name.is_some() && thread.door.condition().auth_enabled {
+            return text(StatusCode::BAD_REQUEST, CERTIFICATE_NAME);
+        }
         let context = Context { peer: caller.peer, ..Context::default() };
         if let Some(slot) = upgrade.filter(|_| websocket::is_wanted(&head.headers)) {
             return websocket::accept(&head, path.into_owned(), context, slot);
@@ -121,6 +127,10 @@ async fn plain<D: FrontDoor>(
         }
         ("/version", Role::Client | Role::ClientHttp | Role::Peer) => not_allowed(),
         (_, Role::Peer) => not_found(),
+        ("/debug/vars", Role::Client | Role::ClientHttp) if reads => {
+            answer(StatusCode::OK, "application/json; charset=utf-8", debug::vars(&thread.door.condition()))
+        }
+        ("/debug/vars", Role::Client | Role::ClientHttp) => not_allowed(),
         ("/metrics", _) => {
             let text = thread.metrics.text();
             // As in etcd, a scrape is counted once it has been answered.

@@ -8,6 +8,7 @@ mod authority;
 mod body;
 mod client_certs;
 mod connection;
+mod debug;
 mod dispatch;
 mod frames;
 mod gateway;
@@ -17,6 +18,7 @@ mod http;
 mod http2;
 mod io;
 mod newcomers;
+mod reflection;
 mod self_made;
 pub mod tls;
 
@@ -75,6 +77,21 @@ pub struct Condition {
     pub alarms: Vec<pb::AlarmMember>,
     pub has_leader: bool,
     pub is_learner: bool,
+    /// Whether callers must say who they are.
+    pub auth_enabled: bool,
+    pub raft: RaftCondition,
+}
+
+/// The same as far as raft is concerned.
+#[derive(Copy, Clone, Debug, Default)]
+pub struct RaftCondition {
+    pub member_id: u64,
+    pub term: u64,
+    pub committed_index: u64,
+    pub applied_index: u64,
+    /// 0: none is known.
+    pub leader: u64,
+    pub is_leader: bool,
 }
 
 /// How net threads serve; fixed for the life of the member.

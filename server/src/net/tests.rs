@@ -24,6 +24,7 @@ use crate::metrics::Sample;
 use crate::request::MessageParts;
 use crate::rpc::Rpc;
 
+mod reflection;
 mod stop;
 mod tls;
 
@@ -39,6 +40,8 @@ struct Seen {
     ended: AtomicUsize,
     pushed: AtomicUsize,
     corrupt: AtomicUsize,
+    /// Whether users have to say who they are.
+    auth: AtomicUsize,
     /// Failures of the member itself that a service was given by the transport.
     fatal: AtomicUsize,
 }
@@ -157,7 +160,8 @@ impl FrontDoor for FakeDoor {
     fn condition(&self) -> Condition {
         let corrupt = self.seen.corrupt.load(Ordering::SeqCst) > 0;
         let alarms = corrupt.then_some(pb::AlarmMember { member_id: 1, alarm: 2 });
-        Condition { alarms: alarms.into_iter().collect(), has_leader: true, is_learner: false }
+        let auth_enabled = self.seen.auth.load(Ordering::SeqCst) > 0;
+        Condition { alarms: alarms.into_iter().collect(), has_leader: true, auth_enabled, ..Condition::default() }
     }
 }
 

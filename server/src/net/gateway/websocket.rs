@@ -130,9 +130,8 @@ pub(crate) async fn run<D: FrontDoor>(
         let Upgrade { path, headers, context } = upgrade;
         let asked = Asked { method: &Method::POST, path: &path, headers: &headers, context, is_framed: true };
         let response = super::serve(thread, asked, body.boxed_local()).await;
+        // Fails if the other end has gone.
         let _ = send_lines(&mut out, response.into_body()).await;
-        // The other end may have gone.
-        let _ = out.close().await;
     };
     let mut stopping = thread.stopping.clone();
     let stop_unasked = async {
@@ -147,6 +146,8 @@ pub(crate) async fn run<D: FrontDoor>(
         () = write => {}
         () = stop_unasked => {}
     }
+    // Says or answers goodbye, if anybody is left to hear it.
+    let _ = tokio::time::timeout(limits::PREFACE_TIMEOUT, out.close()).await;
 }
 
 /// Hands on messages until the other end closes, goes, or breaks the protocol.

@@ -272,6 +272,47 @@ fn only_good_certificates_are_let_in_and_their_names_are_users() {
     });
 }
 
+/// Sends a document to the gateway over HTTP/2: status and body, of a stream its first piece.
+async fn post(client: &Client, path: &str, document: &'static str) -> (u16, String) {
+    let head = ::http::Request::post(format!("https://localhost{path}")).header("content-type", "application/json");
+    let mut send = client.send.clone().ready().await.expect("ready");
+    let (response, mut stream) = send.send_request(head.body(()).expect("request"), false).expect("send");
+    stream.send_data(document.into(), true).expect("data");
+    let response = response.await.expect("an answer");
+    let status = response.status().as_u16();
+    let mut body = response.into_body();
+    let piece = body.data().await.expect("a body").expect("data");
+    (status, String::from_utf8_lossy(&piece).into_owned())
+}
+
+#[test]
+fn at_the_gateway_the_name_of_a_certificate_stands_for_nobody() {
+    let authority = Authority::new("ca");
+    let files = Files::new();
+    let mut options = files.options(&authority.issue("server", |_| {}));
+    options.trusted_ca = Some(files.put("ca", &authority.certificate));
+    options.names_are_users = true;
+    run(serve(&options), |server| async move {
+        let pairs = [authority.issue("alice", |_| {}), authority.issue("", |_| {})];
+        for (auth, status) in [(0, [500, 500]), (1, [400, 500])] {
+            server.seen.auth.store(auth, Ordering::SeqCst);
+            for (pair, status) in pairs.iter().zip(status) {
+                let stream = Connect::new(&authority).showing(pair).to(&server).await.expect("handshake");
+                let client = Client::over(stream).await;
+                let (seen, text) = post(&client, "/v3/kv/put", r#"{"key":"d2hv"}"#).await;
+                assert_eq!(seen, status, "{text}");
+                let is_nobody = text == r#"{"code":13,"message":"nobody"}"#;
+                assert!(is_nobody || text.contains("stands for nobody"), "{text}");
+            }
+        }
+        server.seen.auth.store(0, Ordering::SeqCst);
+        let client =
+            Client::over(Connect::new(&authority).showing(&pairs[0]).to(&server).await.expect("handshake")).await;
+        let (status, line) = post(&client, "/v3/lease/keepalive", r#"{"ID":7}"#).await;
+        assert_eq!((status, &*line), (200, "{\"result\":{\"ID\":\"7\",\"TTL\":\"5\"}}\n"), "streams, too");
+    });
+}
+
 #[test]
 fn a_name_is_no_user_unless_it_was_asked_for_and_must_be_allowed_where_some_are() {
     let authority = Authority::new("ca");
