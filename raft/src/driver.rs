@@ -146,7 +146,8 @@ impl Shared {
             return;
         }
         let mut known = self.durable.lock();
-        if *known < Some(durable) {
+        // Also for what is known already: openraft drops the wish for a snapshot while it makes one.
+        if *known <= Some(durable) {
             *known = Some(durable);
             drop(known);
             self.durable_moved.notify_one();

@@ -127,10 +127,15 @@ impl Handle {
     }
 
     /// The state is durable up to `durable`: the log up to there is not needed by this member any more. Raft releases it
-    /// once no peer needs it either. Asks before `durable` was handed to apply are a broken invariant of the caller and
+    /// once no peer needs it either; whoever finds it not released after a while asks again. Asks before `durable` was handed to apply are a broken invariant of the caller and
     /// are ignored.
     pub fn release_log(&self, durable: LogId) {
         self.inner.shared.set_durable(durable);
+    }
+
+    /// The last log entry that has been released.
+    pub fn released_log(&self) -> Option<LogId> {
+        self.inner.wal.released()
     }
 
     /// Stops: nothing new is accepted, who waits is told [`ProposeError::Stopped`], openraft ends, [`Apply`](crate::Apply)

@@ -192,6 +192,7 @@ impl Applier {
             match change {
                 LeaseChange::Granted(lease) => counters.granted(lease.ttl_secs),
                 LeaseChange::Revoked(_) => counters.leases_revoked.add(1),
+                LeaseChange::Checkpointed(_) => {}
             }
             self.views.leases.push(change);
         }

@@ -34,6 +34,8 @@ pub enum Kind {
     Alarm = 8,
     /// A member's name and client URLs, published by itself.
     MemberAttributes = 9,
+    /// How much time leases have left, so that a new leader or a restart does not begin it anew.
+    LeaseCheckpoint = 10,
     /// New peer addresses of a member.
     MemberUpdate = 13,
     AuthEnable = 20,
@@ -57,6 +59,23 @@ pub struct LeaseExpire {
     /// Ids, ascending.
     #[prost(int64, repeated, tag = "1")]
     pub ids: Vec<i64>,
+    /// Numbers of their grants, in the same order: an id may have been revoked and granted again since. Absent in logs of
+    /// the first format, which meant whatever lease has the id.
+    #[prost(uint64, repeated, tag = "2")]
+    pub grants: Vec<u64>,
+}
+
+/// How much time leases have left.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct LeaseCheckpoint {
+    #[prost(int64, repeated, tag = "1")]
+    pub ids: Vec<i64>,
+    /// Numbers of their grants, in the same order.
+    #[prost(uint64, repeated, tag = "2")]
+    pub grants: Vec<u64>,
+    /// Seconds, in the same order; 0: the whole TTL.
+    #[prost(int64, repeated, tag = "3")]
+    pub remaining_secs: Vec<i64>,
 }
 
 /// What a member says of itself once it has started.
@@ -107,6 +126,7 @@ pub enum Command {
     LeaseGrant(pb::LeaseGrantRequest),
     LeaseRevoke(pb::LeaseRevokeRequest),
     LeaseExpire(LeaseExpire),
+    LeaseCheckpoint(LeaseCheckpoint),
     Alarm(pb::AlarmRequest),
     MemberAttributes(MemberAttributes),
     MemberUpdate(MemberPeerUrls),
@@ -224,6 +244,7 @@ fn decode_one(batch: &mut Bytes) -> Result<(Option<Identity>, Command), Error> {
         7 => Command::LeaseExpire(parse(message)?),
         8 => Command::Alarm(parse(message)?),
         9 => Command::MemberAttributes(parse(message)?),
+        10 => Command::LeaseCheckpoint(parse(message)?),
         13 => Command::MemberUpdate(parse(message)?),
         20..=31 => Command::Auth(parse_auth(kind, message)?),
         other => return Err(broken(format!("command of unknown kind {other}"))),

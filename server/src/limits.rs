@@ -150,6 +150,9 @@ pub const REPLAY_BYTES_MAX: u64 = 32 << 20;
 /// How often the upkeep looks at what is durable.
 pub const UPKEEP_INTERVAL: Duration = Duration::from_millis(250);
 
+/// Looks after which raft is asked again to release a log that it has not released.
+pub const RELEASE_LOOKS: u32 = 4;
+
 /// How often free space is looked at: what arrives until the next look has to fit into the reserve.
 pub const ROOM_INTERVAL: Duration = Duration::from_millis(100);
 /// Free space below which writes that add data are refused: this part of the volume (5 %), but within the bounds below.
@@ -163,9 +166,17 @@ pub const DISK_HARD_RESERVE_BYTES: u64 = 128 << 20;
 
 /// How often the lessor looks for leases whose time is over.
 pub const LEASE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
-/// Leases that one such look ends at most. etcd ends 500 (1000 a second), each with its own log entry; here they share
-/// one, so that a burst of expiries is bounded by the size of one write batch instead.
+/// Leases that one such look ends at most. etcd ends 500 (1000 a second), each with its own log entry; here many share
+/// one, and others have their turn between two of them.
 pub const LEASES_EXPIRED_AT_ONCE_MAX: usize = 5_000;
+/// Leases that one command ends or notes the time of.
+pub const LEASES_PER_COMMAND_MAX: usize = 500;
+/// Commands with checkpoints that one look proposes.
+pub const LEASE_CHECKPOINTS_AT_ONCE_MAX: usize = 100;
+/// How often the time that a lease has left is noted, where that is switched on; as in etcd.
+pub const LEASE_CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
+/// Bytes of keys in the answer about one lease.
+pub const LEASE_KEYS_BYTES_MAX: usize = 64 << 20;
 
 /// How often a login begins again because users or roles have changed while the password was looked at.
 pub const AUTHENTICATE_TRIES_MAX: usize = 8;

@@ -498,7 +498,8 @@ fn start_net(parts: &Parts<'_>) -> std::io::Result<Result<NetThreads, StartError
         bcrypt_cost: config.bcrypt_cost,
         revokes_first: config.gates.open(Gate::PriorityRequest),
     };
-    let lessor = lessor::Lessor::new((*views).clone(), config.election);
+    let checkpoints = config.gates.open(Gate::LeaseCheckpoint).then_some(limits::LEASE_CHECKPOINT_INTERVAL);
+    let lessor = lessor::Lessor::with_checkpoints((*views).clone(), config.election, checkpoints);
     let member = Arc::new(Member {
         views: (*views).clone(),
         raft: (*raft).clone(),

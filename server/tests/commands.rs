@@ -4,7 +4,7 @@ use daymark_api::authpb::{Permission, UserAddOptions};
 use daymark_api::etcdserverpb as pb;
 use daymark_api::etcdserverpb::compare::TargetUnion;
 use daymark_api::etcdserverpb::request_op::Request as Op;
-use daymark_server::command::{self, AssignToken, Identity, Kind, LeaseExpire, MemberAttributes};
+use daymark_server::command::{self, AssignToken, Identity, Kind, LeaseCheckpoint, LeaseExpire, MemberAttributes};
 use proptest::prelude::*;
 
 /// A command to be encoded.
@@ -17,6 +17,7 @@ pub enum Generated {
     Grant(pb::LeaseGrantRequest),
     Revoke(pb::LeaseRevokeRequest),
     Expire(LeaseExpire),
+    Checkpoint(LeaseCheckpoint),
     Alarm(pb::AlarmRequest),
     Attributes(MemberAttributes),
     Token(AssignToken),
@@ -48,6 +49,7 @@ impl Generated {
             Self::Compact(message) => command::append(batch, Kind::Compact, who, message),
             Self::Grant(message) => command::append(batch, Kind::LeaseGrant, who, message),
             Self::Revoke(message) => command::append(batch, Kind::LeaseRevoke, who, message),
+            Self::Checkpoint(message) => command::append(batch, Kind::LeaseCheckpoint, who, message),
             Self::Expire(message) => command::append(batch, Kind::LeaseExpire, who, message),
             Self::Alarm(message) => command::append(batch, Kind::Alarm, who, message),
             Self::Attributes(message) => command::append(batch, Kind::MemberAttributes, who, message),
@@ -76,7 +78,13 @@ pub fn command() -> impl Strategy<Value = Generated> {
         2 => (0..60i64).prop_map(|revision| Generated::Compact(pb::CompactionRequest { revision, physical: false })),
         6 => (lease(), 0..9i64).prop_map(|(id, ttl)| Generated::Grant(pb::LeaseGrantRequest { id, ttl })),
         4 => lease().prop_map(|id| Generated::Revoke(pb::LeaseRevokeRequest { id })),
-        3 => prop::collection::vec(lease(), 0..4).prop_map(|ids| Generated::Expire(LeaseExpire { ids })),
+        3 => (prop::collection::vec(lease(), 0..4), prop::collection::vec(1..8u64, 0..4))
+            .prop_map(|(ids, grants)| Generated::Expire(LeaseExpire { ids, grants })),
+        3 => prop::collection::vec((lease(), 1..8u64, 0..5i64), 0..4).prop_map(|of| {
+            let (ids, grants) = of.iter().map(|(id, grant, _)| (*id, *grant)).unzip();
+            let remaining_secs = of.iter().map(|(_, _, remaining)| *remaining).collect();
+            Generated::Checkpoint(LeaseCheckpoint { ids, grants, remaining_secs })
+        }),
         1 => (0..3i32, 0..2u64, prop_oneof![5 => Just(0), 2 => Just(1)])
             .prop_map(|(action, member_id, alarm)| Generated::Alarm(pb::AlarmRequest { action, member_id, alarm })),
         1 => (1..3u64, "[a-z]{1,4}").prop_map(|(id, name)| {

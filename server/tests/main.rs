@@ -5,6 +5,7 @@ mod commands;
 mod coordination;
 mod door;
 mod language;
+mod leases;
 mod maintenance;
 mod member;
 mod process;

@@ -87,7 +87,7 @@ impl Machine {
         let mut ids = Vec::new();
         lease::scan_records(keyspace, &mut |fact| ids.push(fact.id)).expect("records");
         for id in ids {
-            let keys = lease::attached_keys(keyspace, id).expect("rows");
+            let keys = lease::attached_keys(keyspace, id, usize::MAX).expect("rows").expect("no bound");
             by_lease.extend(keys.into_iter().map(|key| (id, key)));
         }
         assert_eq!(by_key, by_lease);

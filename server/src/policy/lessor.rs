@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use rustc_hash::FxBuildHasher;
 
 use super::wheel::Wheel;
-use crate::command::LeaseExpire;
+use crate::command::{LeaseCheckpoint, LeaseExpire};
 use crate::error::Error;
 use crate::limits;
 use crate::state::lease::{self, LeaseChange, LeaseFact};
@@ -39,6 +39,13 @@ pub struct Remaining {
     pub remaining_secs: i64,
 }
 
+/// A lease whose end is due, and the number of its grant: by the time its end is applied, another may have its id.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Due {
+    pub id: i64,
+    pub grant: u64,
+}
+
 /// The timekeeper as net threads share it. Its lock is never taken by apply.
 pub struct Lessor {
     views: Arc<Views>,
@@ -59,11 +66,17 @@ struct Counts {
 impl Lessor {
     /// A timekeeper of the leases that `views` tells of.
     pub fn new(views: Arc<Views>, election: Duration) -> Arc<Self> {
+        Self::with_checkpoints(views, election, None)
+    }
+
+    /// One that also says how much time long leases have left, every `interval`.
+    pub fn with_checkpoints(views: Arc<Views>, election: Duration, interval: Option<Duration>) -> Arc<Self> {
+        let checkpoint_ms = interval.map(|interval| interval.as_millis() as u64);
         Arc::new(Self {
             views,
             grace: election,
             begin: Instant::now(),
-            times: Mutex::new(Times::default()),
+            times: Mutex::new(Times { checkpoint_ms, ..Times::default() }),
             counts: Counts::default(),
         })
     }
@@ -122,8 +135,31 @@ impl Lessor {
         Ok(leases.into_iter().map(|(_, id)| id).collect())
     }
 
+    /// What has to be replicated before the lease is renewed: the checkpoint of it, which a renewal makes wrong.
+    pub fn stale_checkpoint(&self, id: i64) -> Result<Option<LeaseCheckpoint>> {
+        let mut times = self.times.lock();
+        self.follow(&mut times, self.now_ms())?;
+        let (true, Some(timed)) = (times.remainders.contains_key(&id), times.leases.get(&id)) else { return Ok(None) };
+        let grants = vec![timed.grant];
+        Ok(Some(LeaseCheckpoint { ids: vec![id], grants, remaining_secs: vec![0] }))
+    }
+
+    /// Checkpoints that are due, of at most `max` leases.
+    pub fn take_checkpoints(&self, term: u64, max: usize) -> Result<LeaseCheckpoint> {
+        let now = self.now_ms();
+        let mut times = self.times.lock();
+        self.follow(&mut times, now)?;
+        times.lead(term, now, self.grace);
+        Ok(times.take_checkpoints(now, max))
+    }
+
+    /// This member does not lead: somebody else keeps the time.
+    pub fn rest(&self) {
+        self.times.lock().rest();
+    }
+
     /// Leases whose time is over and whose end has not been proposed, at most `max`; ids ascending.
-    pub fn take_over(&self, term: u64, max: usize) -> Result<Vec<i64>> {
+    pub fn take_over(&self, term: u64, max: usize) -> Result<Vec<Due>> {
         let now = self.now_ms();
         let mut times = self.times.lock();
         self.follow(&mut times, now)?;
@@ -132,8 +168,8 @@ impl Lessor {
     }
 
     /// The end of these could not be proposed, or it is not known: they are due again.
-    pub fn put_back(&self, ids: &[i64]) {
-        self.times.lock().put_back(ids);
+    pub fn put_back(&self, leases: &[Due]) {
+        self.times.lock().put_back(leases);
     }
 
     fn follow(&self, times: &mut Times, now: u64) -> Result<()> {
@@ -154,34 +190,86 @@ impl Lessor {
     }
 }
 
-/// Ends leases whose time is over, while this member leads; `propose` replicates their end. Returns only after a failure
-/// of the backend. One proposal at a time, so that the same end is not proposed twice while the first is on its way.
+/// What the lessor proposes.
+pub enum Proposal {
+    Expire(LeaseExpire),
+    Checkpoint(LeaseCheckpoint),
+}
+
+/// Ends leases whose time is over and notes the time of others, while this member leads; `propose` replicates it. Returns
+/// only after a failure of the backend. One proposal at a time, so that the same end is not proposed twice while the
+/// first is on its way, and a burst of ends leaves room for others between its log entries.
 pub async fn run(
     lessor: Arc<Lessor>,
     raft: Handle,
-    propose: impl AsyncFn(LeaseExpire) -> std::result::Result<(), Error>,
+    propose: impl AsyncFn(Proposal) -> std::result::Result<(), Error>,
     on_fatal: Arc<dyn Fn(&str) + Send + Sync>,
 ) {
     loop {
         tokio::time::sleep(limits::LEASE_CHECK_INTERVAL).await;
         let status = raft.status();
-        // The end of a lease adds to history: it waits until there is room for that.
-        if !status.is_leader || lessor.views.room() == Room::Spent {
+        if !status.is_leader {
+            lessor.rest();
             continue;
         }
-        let ids = match lessor.take_over(status.term, limits::LEASES_EXPIRED_AT_ONCE_MAX) {
-            Ok(ids) if ids.is_empty() => continue,
-            Ok(ids) => ids,
-            Err(error) => return on_fatal(&error.to_string()),
+        // The end of a lease adds to history: it waits until there is room for that.
+        if lessor.views.room() == Room::Spent {
+            continue;
+        }
+        let looked = async {
+            expire(&lessor, status.term, &propose).await?;
+            checkpoint(&lessor, status.term, &propose).await
         };
-        match propose(LeaseExpire { ids: ids.clone() }).await {
-            Ok(()) => drop(lessor.counts.expired.fetch_add(ids.len() as u64, Ordering::Relaxed)),
+        if let Err(error) = looked.await {
+            return on_fatal(&error.to_string());
+        }
+    }
+}
+
+/// One look's ends of leases: a few log entries at most.
+async fn expire(
+    lessor: &Lessor,
+    term: u64,
+    propose: &impl AsyncFn(Proposal) -> std::result::Result<(), Error>,
+) -> Result<()> {
+    let mut left = limits::LEASES_EXPIRED_AT_ONCE_MAX;
+    while left > 0 {
+        let due = lessor.take_over(term, left.min(limits::LEASES_PER_COMMAND_MAX))?;
+        if due.is_empty() {
+            return Ok(());
+        }
+        left -= due.len();
+        let (ids, grants) = due.iter().map(|due| (due.id, due.grant)).unzip();
+        match propose(Proposal::Expire(LeaseExpire { ids, grants })).await {
+            Ok(()) => drop(lessor.counts.expired.fetch_add(due.len() as u64, Ordering::Relaxed)),
             Err(error) => {
-                tracing::warn!(%error, leases = ids.len(), "ending leases failed, to be tried again");
-                lessor.put_back(&ids);
+                tracing::warn!(%error, leases = due.len(), "ending leases failed, to be tried again");
+                lessor.put_back(&due);
+                return Ok(());
             }
         }
     }
+    Ok(())
+}
+
+/// One look's checkpoints. One that fails is made again with the next.
+async fn checkpoint(
+    lessor: &Lessor,
+    term: u64,
+    propose: &impl AsyncFn(Proposal) -> std::result::Result<(), Error>,
+) -> Result<()> {
+    for _ in 0..limits::LEASE_CHECKPOINTS_AT_ONCE_MAX {
+        let due = lessor.take_checkpoints(term, limits::LEASES_PER_COMMAND_MAX)?;
+        let count = due.ids.len();
+        if count == 0 {
+            return Ok(());
+        }
+        if let Err(error) = propose(Proposal::Checkpoint(due)).await {
+            tracing::warn!(%error, leases = count, "the checkpoint of leases failed");
+            return Ok(());
+        }
+    }
+    Ok(())
 }
 
 /// Ticks of the wheel, in milliseconds.
@@ -192,6 +280,7 @@ const OVER: u64 = u64::MAX;
 #[derive(Copy, Clone)]
 struct Timed {
     ttl_secs: i64,
+    grant: u64,
     deadline_ms: u64,
     /// Tick of the one valid entry in the wheel. A renewal leaves it: the entry moves on when its tick comes.
     tick: u64,
@@ -203,30 +292,85 @@ struct Times {
     wheel: Wheel,
     /// Ended, but not yet proposed.
     over: VecDeque<i64>,
-    /// Deadlines are those of this leadership.
+    /// Deadlines are those of this leadership; 0: this member does not lead.
     term: u64,
+    /// Every so often it is noted how much time a lease has left. `None`: never.
+    checkpoint_ms: Option<u64>,
+    /// Leases that get a checkpoint, and when: in order of time, since all wait equally long.
+    checkpoints: VecDeque<(u64, Due)>,
+    /// What leases had left at their last checkpoint, where there is one and no renewal since.
+    remainders: HashMap<i64, i64, FxBuildHasher>,
 }
 
 impl Default for Times {
     fn default() -> Self {
-        Self { leases: HashMap::default(), wheel: Wheel::new(0), over: VecDeque::new(), term: 0 }
+        Self {
+            leases: HashMap::default(),
+            wheel: Wheel::new(0),
+            over: VecDeque::new(),
+            term: 0,
+            checkpoint_ms: None,
+            checkpoints: VecDeque::new(),
+            remainders: HashMap::default(),
+        }
     }
 }
 
 impl Times {
-    /// A new leadership gives every lease its full TTL and a grace: it can live longer, never shorter.
+    /// A new leadership gives every lease its full TTL, or what a checkpoint says, and a grace: it can live longer, never
+    /// shorter.
     fn lead(&mut self, term: u64, now: u64, grace: Duration) {
         if term == self.term {
             return;
         }
+        self.rest();
         self.term = term;
-        self.over.clear();
         self.wheel = Wheel::new(now / TICK_MS);
-        let now = now + grace.as_millis() as u64;
-        for (id, timed) in &mut self.leases {
-            timed.deadline_ms = deadline(now, timed.ttl_secs);
+        let begin = now + grace.as_millis() as u64;
+        let mut leases = std::mem::take(&mut self.leases);
+        for (id, timed) in &mut leases {
+            let left = self.remainders.get(id).copied().unwrap_or(timed.ttl_secs);
+            timed.deadline_ms = deadline(begin, left);
             timed.tick = self.wheel.insert(*id, tick_of(timed.deadline_ms));
+            self.schedule_checkpoint(Due { id: *id, grant: timed.grant }, left, now);
         }
+        self.leases = leases;
+    }
+
+    fn rest(&mut self) {
+        self.term = 0;
+        self.over.clear();
+        self.checkpoints.clear();
+    }
+
+    /// Short leases need none: they would be over, or renewed, before it.
+    fn schedule_checkpoint(&mut self, lease: Due, left_secs: i64, now: u64) {
+        let Some(interval) = self.checkpoint_ms else { return };
+        if self.term != 0 && (left_secs.max(0) as u64).saturating_mul(1000) > interval {
+            self.checkpoints.push_back((now + interval, lease));
+        }
+    }
+
+    fn take_checkpoints(&mut self, now: u64, max: usize) -> LeaseCheckpoint {
+        let mut due = LeaseCheckpoint::default();
+        while due.ids.len() < max
+            && let Some((_, lease)) = self.checkpoints.pop_front_if(|(at, _)| *at <= now)
+        {
+            let Some(timed) = self.leases.get(&lease.id).filter(|timed| timed.grant == lease.grant) else { continue };
+            if timed.tick == OVER || timed.deadline_ms <= now {
+                continue;
+            }
+            let (ttl_secs, left) = (timed.ttl_secs, (timed.deadline_ms - now).div_ceil(1000) as i64);
+            if left >= ttl_secs {
+                // Just renewed: nothing to note yet.
+                self.schedule_checkpoint(lease, left, now);
+                continue;
+            }
+            due.ids.push(lease.id);
+            due.grants.push(lease.grant);
+            due.remaining_secs.push(left);
+        }
+        due
     }
 
     fn handle_change(&mut self, change: LeaseChange, now: u64) {
@@ -234,20 +378,43 @@ impl Times {
             LeaseChange::Granted(fact) => self.insert(fact, now),
             LeaseChange::Revoked(id) => {
                 self.leases.remove(&id);
+                self.remainders.remove(&id);
             }
+            LeaseChange::Checkpointed(fact) => self.note_checkpoint(fact, now),
         }
     }
 
     fn insert(&mut self, fact: LeaseFact, now: u64) {
-        let deadline_ms = deadline(now, fact.ttl_secs);
+        let left = if fact.remaining_secs > 0 { fact.remaining_secs } else { fact.ttl_secs };
+        let deadline_ms = deadline(now, left);
         let tick = self.wheel.insert(fact.id, tick_of(deadline_ms));
-        self.leases.insert(fact.id, Timed { ttl_secs: fact.ttl_secs, deadline_ms, tick });
+        self.leases.insert(fact.id, Timed { ttl_secs: fact.ttl_secs, grant: fact.grant, deadline_ms, tick });
+        self.note_remainder(fact);
+        self.schedule_checkpoint(Due { id: fact.id, grant: fact.grant }, left, now);
+    }
+
+    fn note_remainder(&mut self, fact: LeaseFact) {
+        match fact.remaining_secs {
+            0 => drop(self.remainders.remove(&fact.id)),
+            left => drop(self.remainders.insert(fact.id, left)),
+        }
+    }
+
+    /// What was noted is applied; the lease waits for its next one.
+    fn note_checkpoint(&mut self, fact: LeaseFact, now: u64) {
+        if self.leases.get(&fact.id).is_some_and(|timed| timed.grant == fact.grant) {
+            self.note_remainder(fact);
+            let left = if fact.remaining_secs > 0 { fact.remaining_secs } else { fact.ttl_secs };
+            self.schedule_checkpoint(Due { id: fact.id, grant: fact.grant }, left, now);
+        }
     }
 
     /// Changes were left out. A lease of a known id and TTL may have ended and been granted again meanwhile, so each
     /// begins anew: it can live longer, never shorter, and one whose end is on its way is not taken for ended.
     fn replace(&mut self, facts: Vec<LeaseFact>, now: u64) {
         self.leases.clear();
+        self.remainders.clear();
+        self.checkpoints.clear();
         self.over.clear();
         self.wheel = Wheel::new(now / TICK_MS);
         for fact in facts {
@@ -272,7 +439,7 @@ impl Times {
         Some(Remaining { granted_secs: timed.ttl_secs, remaining_secs })
     }
 
-    fn take_over(&mut self, now: u64, max: usize) -> Vec<i64> {
+    fn take_over(&mut self, now: u64, max: usize) -> Vec<Due> {
         let mut reached = Vec::new();
         self.wheel.advance(now / TICK_MS, &mut reached);
         // Those that waited longest go first.
@@ -288,16 +455,23 @@ impl Times {
         }
         let count = self.over.len().min(max);
         let leases = &self.leases;
-        let still_over = |id: &i64| leases.get(id).is_some_and(|timed| timed.tick == OVER);
-        let mut ids: Vec<i64> = self.over.drain(..count).filter(still_over).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        ids
+        let still_over = |id: i64| {
+            let timed = leases.get(&id).filter(|timed| timed.tick == OVER)?;
+            Some(Due { id, grant: timed.grant })
+        };
+        let mut due: Vec<Due> = self.over.drain(..count).filter_map(still_over).collect();
+        due.sort_unstable();
+        due.dedup();
+        due
     }
 
-    fn put_back(&mut self, ids: &[i64]) {
+    fn put_back(&mut self, due: &[Due]) {
         let leases = &self.leases;
-        self.over.extend(ids.iter().filter(|id| leases.get(*id).is_some_and(|timed| timed.tick == OVER)));
+        let still_over = |due: &&Due| {
+            let same = |timed: &&Timed| timed.tick == OVER && timed.grant == due.grant;
+            leases.get(&due.id).filter(same).is_some()
+        };
+        self.over.extend(due.iter().filter(still_over).map(|due| due.id));
     }
 }
 
@@ -314,11 +488,23 @@ fn tick_of(deadline_ms: u64) -> u64 {
 mod tests {
     use super::*;
 
+    fn fact(id: i64, ttl_secs: i64) -> LeaseFact {
+        LeaseFact { id, ttl_secs, grant: 1, remaining_secs: 0 }
+    }
+
+    fn due(id: i64) -> Due {
+        Due { id, grant: 1 }
+    }
+
+    fn over(times: &mut Times, now: u64, max: usize) -> Vec<i64> {
+        times.take_over(now, max).into_iter().map(|due| due.id).collect()
+    }
+
     fn times(leases: &[(i64, i64)]) -> Times {
         let mut times = Times::default();
         times.lead(1, 0, Duration::ZERO);
         for (id, ttl_secs) in leases {
-            times.insert(LeaseFact { id: *id, ttl_secs: *ttl_secs }, 0);
+            times.insert(fact(*id, *ttl_secs), 0);
         }
         times
     }
@@ -326,10 +512,10 @@ mod tests {
     #[test]
     fn leases_end_at_their_deadline_and_not_before() {
         let mut times = times(&[(1, 2), (2, 3), (3, 9_000_000_000)]);
-        assert_eq!(times.take_over(1999, 10), [0; 0]);
-        assert_eq!(times.take_over(2000, 10), [1]);
-        assert_eq!(times.take_over(2600, 10), [0; 0], "its end is proposed once");
-        assert_eq!(times.take_over(60_000_000, 10), [2]);
+        assert_eq!(over(&mut times, 1999, 10), [0; 0]);
+        assert_eq!(over(&mut times, 2000, 10), [1]);
+        assert_eq!(over(&mut times, 2600, 10), [0; 0], "its end is proposed once");
+        assert_eq!(over(&mut times, 60_000_000, 10), [2]);
         assert_eq!(times.remaining(3, 60_000_000).map(|left| left.remaining_secs), Some(8_999_940_000));
     }
 
@@ -338,17 +524,17 @@ mod tests {
         let mut times = times(&[(1, 2)]);
         for now in (500..20_000).step_by(500) {
             assert_eq!(times.renew(1, now), Renewal::Renewed { ttl_secs: 2 });
-            assert_eq!(times.take_over(now, 10), [0; 0]);
+            assert_eq!(over(&mut times, now, 10), [0; 0]);
         }
-        assert_eq!(times.take_over(21_400, 10), [0; 0]);
-        assert_eq!(times.take_over(21_500, 10), [1]);
+        assert_eq!(over(&mut times, 21_400, 10), [0; 0]);
+        assert_eq!(over(&mut times, 21_500, 10), [1]);
     }
 
     #[test]
     fn what_is_over_is_not_rescued() {
         let mut times = times(&[(1, 2)]);
         assert_eq!(times.renew(1, 2000), Renewal::Over, "not yet looked at, but over");
-        assert_eq!(times.take_over(2000, 10), [1]);
+        assert_eq!(over(&mut times, 2000, 10), [1]);
         assert_eq!(times.renew(1, 2001), Renewal::Over);
         assert_eq!(times.remaining(1, 2001), Some(Remaining { granted_secs: 2, remaining_secs: 0 }));
         times.handle_change(LeaseChange::Revoked(1), 2002);
@@ -358,27 +544,27 @@ mod tests {
     #[test]
     fn a_failed_proposal_is_made_again_unless_the_lease_has_gone() {
         let mut times = times(&[(1, 2), (2, 2)]);
-        assert_eq!(times.take_over(2000, 10), [1, 2]);
+        assert_eq!(over(&mut times, 2000, 10), [1, 2]);
         times.handle_change(LeaseChange::Revoked(1), 2100);
-        times.put_back(&[1, 2]);
-        assert_eq!(times.take_over(2500, 10), [2]);
+        times.put_back(&[due(1), due(2)]);
+        assert_eq!(over(&mut times, 2500, 10), [2]);
     }
 
     #[test]
     fn an_id_granted_again_does_not_inherit_the_old_deadline() {
         let mut times = times(&[(1, 2)]);
         times.handle_change(LeaseChange::Revoked(1), 1000);
-        times.handle_change(LeaseChange::Granted(LeaseFact { id: 1, ttl_secs: 2 }), 1900);
-        assert_eq!(times.take_over(3899, 10), [0; 0]);
-        assert_eq!(times.take_over(4000, 10), [1]);
+        times.handle_change(LeaseChange::Granted(LeaseFact { grant: 2, ..fact(1, 2) }), 1900);
+        assert_eq!(over(&mut times, 3899, 10), [0; 0]);
+        assert_eq!(over(&mut times, 4000, 10), [1]);
     }
 
     #[test]
     fn a_new_leadership_gives_the_full_time_and_a_grace() {
         let mut times = times(&[(1, 2)]);
         times.lead(2, 1900, Duration::from_millis(1000));
-        assert_eq!(times.take_over(4899, 10), [0; 0]);
-        assert_eq!(times.take_over(5000, 10), [1]);
+        assert_eq!(over(&mut times, 4899, 10), [0; 0]);
+        assert_eq!(over(&mut times, 5000, 10), [1]);
         times.lead(3, 5000, Duration::ZERO);
         assert_eq!(times.renew(1, 5001), Renewal::Renewed { ttl_secs: 2 }, "its end was not replicated");
     }
@@ -387,25 +573,75 @@ mod tests {
     #[test]
     fn after_left_out_changes_every_lease_has_its_full_time_and_ends() {
         let mut times = times(&[(1, 2), (2, 3), (3, 2)]);
-        assert_eq!(times.take_over(2000, 10), [1, 3]);
-        times.put_back(&[3]);
-        let facts = [(1, 2), (2, 3)].map(|(id, ttl_secs)| LeaseFact { id, ttl_secs });
+        assert_eq!(over(&mut times, 2000, 10), [1, 3]);
+        times.put_back(&[due(3)]);
+        let facts = [(1, 2), (2, 3)].map(|(id, ttl_secs)| fact(id, ttl_secs));
         times.replace(facts.to_vec(), 2900);
         assert_eq!(times.renew(3, 2900), Renewal::Unknown);
         assert_eq!(times.renew(1, 2900), Renewal::Renewed { ttl_secs: 2 }, "it was granted again");
-        assert_eq!(times.take_over(4899, 10), [0; 0], "none ends early");
-        assert_eq!(times.take_over(5000, 10), [1]);
-        assert_eq!(times.take_over(5899, 10), [0; 0]);
-        assert_eq!(times.take_over(6000, 10), [2]);
+        assert_eq!(over(&mut times, 4899, 10), [0; 0], "none ends early");
+        assert_eq!(over(&mut times, 5000, 10), [1]);
+        assert_eq!(over(&mut times, 5899, 10), [0; 0]);
+        assert_eq!(over(&mut times, 6000, 10), [2]);
     }
 
     #[test]
     fn a_burst_is_ended_in_pieces_oldest_first() {
         let leases: Vec<_> = (0..10).map(|id| (id + 1, 12 - id)).collect();
         let mut times = times(&leases);
-        assert_eq!(times.take_over(100_000, 4), [7, 8, 9, 10]);
-        assert_eq!(times.take_over(100_000, 4), [3, 4, 5, 6]);
-        assert_eq!(times.take_over(100_000, 4), [1, 2]);
-        assert_eq!(times.take_over(100_000, 4), [0; 0]);
+        assert_eq!(over(&mut times, 100_000, 4), [7, 8, 9, 10]);
+        assert_eq!(over(&mut times, 100_000, 4), [3, 4, 5, 6]);
+        assert_eq!(over(&mut times, 100_000, 4), [1, 2]);
+        assert_eq!(over(&mut times, 100_000, 4), [0; 0]);
+    }
+
+    #[test]
+    fn the_end_of_a_lease_is_not_that_of_the_next_with_its_id() {
+        let mut times = times(&[(1, 2)]);
+        assert_eq!(times.take_over(2000, 10), [due(1)]);
+        times.handle_change(LeaseChange::Revoked(1), 2100);
+        times.handle_change(LeaseChange::Granted(LeaseFact { grant: 2, ..fact(1, 2) }), 2100);
+        times.put_back(&[due(1)]);
+        assert_eq!(times.take_over(4000, 10), [], "not yet");
+        assert_eq!(times.take_over(4500, 10), [Due { id: 1, grant: 2 }]);
+    }
+
+    fn with_checkpoints(leases: &[(i64, i64)]) -> Times {
+        let mut times = Times { checkpoint_ms: Some(300_000), ..Times::default() };
+        times.lead(1, 0, Duration::ZERO);
+        leases.iter().for_each(|(id, ttl_secs)| times.insert(fact(*id, *ttl_secs), 0));
+        times
+    }
+
+    #[test]
+    fn long_leases_are_noted_from_time_to_time_and_short_ones_never() {
+        let mut times = with_checkpoints(&[(1, 1000), (2, 300), (3, 2000), (4, 1000)]);
+        assert_eq!(times.take_checkpoints(299_999, 10).ids, [0; 0]);
+        assert_eq!(times.renew(4, 300_000), Renewal::Renewed { ttl_secs: 1000 });
+        let noted = times.take_checkpoints(300_000, 10);
+        assert_eq!((noted.ids, noted.grants, noted.remaining_secs), (vec![1, 3], vec![1, 1], vec![700, 1700]));
+        assert_eq!(times.take_checkpoints(500_000, 10).ids, [0; 0], "not before it is applied");
+        times.handle_change(LeaseChange::Checkpointed(LeaseFact { remaining_secs: 700, ..fact(1, 1000) }), 310_000);
+        assert_eq!(times.take_checkpoints(600_000, 10).ids, [4], "renewed, and so noted later");
+        assert_eq!(times.take_checkpoints(610_000, 10).remaining_secs, [390]);
+        let mut without = self::times(&[(1, 1000)]);
+        assert_eq!(without.take_checkpoints(1_000_000, 10).ids, [0; 0]);
+    }
+
+    #[test]
+    fn a_new_leadership_goes_on_from_the_checkpoint() {
+        let mut times = with_checkpoints(&[(1, 1000), (2, 1000)]);
+        let noted = LeaseFact { remaining_secs: 400, ..fact(1, 1000) };
+        times.handle_change(LeaseChange::Checkpointed(noted), 600_000);
+        times.handle_change(LeaseChange::Checkpointed(LeaseFact { grant: 7, ..noted }), 600_000);
+        times.lead(2, 600_000, Duration::from_millis(1000));
+        let left = |times: &Times, id| times.remaining(id, 601_000).map(|left| left.remaining_secs);
+        assert_eq!((left(&times, 1), left(&times, 2)), (Some(400), Some(1000)));
+        times.handle_change(LeaseChange::Checkpointed(fact(1, 1000)), 700_000);
+        times.lead(3, 700_000, Duration::ZERO);
+        assert_eq!(left(&times, 1), Some(1099), "renewed since: the whole time");
+        let facts = vec![LeaseFact { remaining_secs: 5, ..fact(1, 1000) }];
+        times.replace(facts, 800_000);
+        assert_eq!(times.remaining(1, 800_000).map(|left| left.remaining_secs), Some(5), "as read after a restart");
     }
 }

@@ -18,13 +18,14 @@ pub struct Upkeep {
     replay: ReplayEstimate,
     /// The same of bytes that go to the backend.
     unflushed: ReplayEstimate,
-    released: Option<LogId>,
+    release: Release,
 }
 
 impl Upkeep {
     /// Work on what `views` shows.
     pub fn new(views: Arc<Views>, raft: Handle) -> Self {
-        Self { views, raft, replay: ReplayEstimate::default(), unflushed: ReplayEstimate::default(), released: None }
+        let (replay, unflushed) = (ReplayEstimate::default(), ReplayEstimate::default());
+        Self { views, raft, replay, unflushed, release: Release::default() }
     }
 
     /// One look.
@@ -41,14 +42,34 @@ impl Upkeep {
             keyspace.flush()?;
             durable = keyspace.durable_applied()?;
         }
-        if let Some(durable) = durable.filter(|durable| self.released != Some(*durable)) {
+        if let Some(durable) = durable.filter(|durable| self.release.asks(*durable, self.raft.released_log())) {
             self.raft.release_log(durable);
-            self.released = Some(durable);
         }
         if keyspace.has_history_to_drop() {
             keyspace.drop_history()?;
         }
         self.views.size.measure(&keyspace, self.unflushed.bytes_behind(durable))
+    }
+}
+
+/// When raft is asked to release the log: once for each id that has become durable, and again while the log is not
+/// released up to there. Raft may have been busy with the last request, and then forgets the new one.
+#[derive(Default)]
+struct Release {
+    asked: Option<LogId>,
+    /// Looks since then.
+    looks: u32,
+}
+
+impl Release {
+    fn asks(&mut self, durable: LogId, released: Option<LogId>) -> bool {
+        self.looks += 1;
+        let is_new = self.asked != Some(durable);
+        let is_forgotten = released < Some(durable) && self.looks >= limits::RELEASE_LOOKS;
+        if is_new || is_forgotten {
+            (self.asked, self.looks) = (Some(durable), 0);
+        }
+        is_new || is_forgotten
     }
 }
 
@@ -88,6 +109,23 @@ mod tests {
 
     fn durable(index: u64) -> Option<LogId> {
         Some(LogId { term: 1, index })
+    }
+
+    #[test]
+    fn raft_is_asked_again_until_the_log_is_released() {
+        let id = |index| LogId { term: 1, index };
+        let mut release = Release::default();
+        assert!(release.asks(id(7), None));
+        for round in 0..3 {
+            for look in 1..limits::RELEASE_LOOKS {
+                assert!(!release.asks(id(7), Some(id(5))), "{round}, {look}");
+            }
+            assert!(release.asks(id(7), Some(id(5))), "{round}: it was forgotten");
+        }
+        for _ in 0..10 * limits::RELEASE_LOOKS {
+            assert!(!release.asks(id(7), Some(id(7))), "it is done");
+        }
+        assert!(release.asks(id(8), Some(id(7))));
     }
 
     #[test]

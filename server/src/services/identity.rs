@@ -13,6 +13,7 @@ use crate::auth::table::AuthTable;
 use crate::auth::token::TokenProblem;
 use crate::command::Identity;
 use crate::error::Error;
+use crate::limits;
 use crate::request::{Context, Reply, Request};
 use crate::services::watch::Refusal;
 use crate::state::lease;
@@ -127,7 +128,9 @@ impl Door {
         if caller.is_none() || authorize::is_root(&self.views().auth.load(), caller) {
             return Ok(());
         }
-        let keys = lease::attached_keys(self.keyspace(), id)?;
+        let keys = lease::attached_keys(self.keyspace(), id, limits::LEASE_KEYS_BYTES_MAX)?;
+        // Not looked at is not permitted.
+        let keys = keys.ok_or(Error::ResponseTooLarge(limits::LEASE_KEYS_BYTES_MAX, limits::LEASE_KEYS_BYTES_MAX))?;
         self.permit_keys(caller, Right::Write, keys.iter().map(|key| &key[..]))
     }
 

@@ -10,11 +10,13 @@ use smallvec::smallvec;
 use tokio::time::Instant;
 
 use super::identity::Right;
+use super::pool::Caller;
 use super::{Door, header};
 use crate::auth::authorize::Streaming;
-use crate::command::{Identity, Kind, LeaseExpire};
+use crate::command::{Identity, Kind};
 use crate::error::Error;
-use crate::policy::lessor::{self, Renewal};
+use crate::limits;
+use crate::policy::lessor::{self, Proposal, Renewal};
 use crate::request::{Context, Reply, Sink};
 use crate::state::lease;
 
@@ -48,7 +50,10 @@ impl Door {
         if let Some(left) = self.member().lessor.remaining(request.id, term)? {
             (response.ttl, response.granted_ttl) = (left.remaining_secs, left.granted_secs);
             if request.keys {
-                let keys = lease::attached_keys(self.keyspace(), request.id)?;
+                let (keyspace, id) = (self.member().views.keyspace.clone(), request.id);
+                let keys = move |_: &Caller| Ok(lease::attached_keys(&keyspace, id, limits::LEASE_KEYS_BYTES_MAX)?);
+                let bytes_max = limits::LEASE_KEYS_BYTES_MAX;
+                let keys = self.pool.run(keys).await?.ok_or(Error::ResponseTooLarge(bytes_max, bytes_max))?;
                 self.permit_keys(caller, Right::Read, keys.iter().map(|key| &key[..]))?;
                 response.keys = keys;
             }
@@ -59,7 +64,9 @@ impl Door {
 
     pub(super) async fn lease_leases(&self, caller: Option<&Identity>) -> Result<pb::LeaseLeasesResponse, Error> {
         self.permit_list_of_leases(caller).await?;
-        let ids = self.member().lessor.list()?;
+        // There may be a million, which are put in order.
+        let lessor = self.member().lessor.clone();
+        let ids = self.pool.run(move |_| Ok(lessor.list()?)).await?;
         let leases = ids.into_iter().map(|id| pb::LeaseStatus { id }).collect();
         Ok(pb::LeaseLeasesResponse { header: header(self.keyspace().current_revision()), leases })
     }
@@ -101,6 +108,9 @@ impl Door {
         let caller = self.admit_stream(context, Streaming::LeaseKeepAlive).await?;
         self.permit_renewal(caller.as_ref(), request.id)?;
         let lessor = &self.member().lessor;
+        if let Some(stale) = lessor.stale_checkpoint(request.id)? {
+            self.propose_own(Kind::LeaseCheckpoint, &stale).await?;
+        }
         let ttl = match lessor.renew(request.id, term)? {
             Renewal::Renewed { ttl_secs } => ttl_secs,
             Renewal::Unknown => 0,
@@ -122,7 +132,13 @@ impl Door {
     /// [`Door::run`].
     pub async fn run_lessor(&self) {
         let member = self.member();
-        let propose = async |expire: LeaseExpire| self.propose_own(Kind::LeaseExpire, &expire).await.map(|_| ());
+        let propose = async |proposal: Proposal| {
+            let done = match proposal {
+                Proposal::Expire(expire) => self.propose_own(Kind::LeaseExpire, &expire).await,
+                Proposal::Checkpoint(checkpoint) => self.propose_own(Kind::LeaseCheckpoint, &checkpoint).await,
+            };
+            done.map(|_| ())
+        };
         lessor::run(member.lessor.clone(), member.raft.clone(), propose, member.on_fatal.clone()).await;
     }
 

@@ -22,7 +22,7 @@ use daymark_api::etcdserverpb as pb;
 
 use crate::auth::authorize;
 use crate::auth::table::AuthTable;
-use crate::command::{Command, Identity, LeaseExpire, MemberPeerUrls};
+use crate::command::{Command, Identity, LeaseCheckpoint, LeaseExpire, MemberPeerUrls};
 use crate::error::Error;
 use crate::mailbox::CommandResult;
 use crate::query;
@@ -150,6 +150,7 @@ impl State {
             Command::LeaseGrant(grant) => self.lease_grant(writer, &grant),
             Command::LeaseRevoke(revoke) => self.lease_revoke(writer, revoke.id),
             Command::LeaseExpire(expire) => self.lease_expire(writer, &expire),
+            Command::LeaseCheckpoint(checkpoint) => self.lease_checkpoint(writer, &checkpoint),
             Command::Alarm(alarm) => self.alarm(writer, &alarm),
             Command::MemberAttributes(attributes) => {
                 self.members.set_attributes(writer, attributes);
@@ -265,8 +266,7 @@ impl State {
         request: &pb::LeaseGrantRequest,
     ) -> std::result::Result<Reply, Failure> {
         self.refuse_for_alarms(true)?;
-        let lease = LeaseFact { id: request.id, ttl_secs: request.ttl };
-        self.leases.grant(writer, lease).map_err(Failure::Client)?;
+        let lease = self.leases.grant(writer, request.id, request.ttl).map_err(Failure::Client)?;
         self.effects.leases.push(LeaseChange::Granted(lease));
         let header = header(writer.latest_revision());
         let (id, ttl, error) = (lease.id, lease.ttl_secs, String::new());
@@ -282,14 +282,37 @@ impl State {
         Ok(Reply::LeaseRevoke(pb::LeaseRevokeResponse { header: header(writer.latest_revision()) }))
     }
 
-    /// Leases that have gone meanwhile are left out: the lessor may say the same thing twice.
+    /// Leases that have gone meanwhile are left out, and so are others that have got their ids: the lessor may say the same
+    /// thing twice, and what it says is older than what is applied.
     fn lease_expire(&mut self, writer: &mut Writer, expire: &LeaseExpire) -> std::result::Result<Reply, Failure> {
         self.refuse_for_alarms(false)?;
-        for id in &expire.ids {
-            if self.leases.contains(*id) {
+        for (place, id) in expire.ids.iter().enumerate() {
+            let is_meant = match expire.grants.get(place) {
+                Some(grant) => self.leases.granted_as(writer, *id, *grant)?.is_some(),
+                None => self.leases.contains(*id),
+            };
+            if is_meant {
                 self.revoke(writer, *id)?;
             }
         }
+        Ok(Reply::LeaseRevoke(pb::LeaseRevokeResponse { header: header(writer.latest_revision()) }))
+    }
+
+    /// Notes how much time leases have left; those that have gone meanwhile are left out.
+    fn lease_checkpoint(
+        &mut self,
+        writer: &mut Writer,
+        checkpoint: &LeaseCheckpoint,
+    ) -> std::result::Result<Reply, Failure> {
+        let LeaseCheckpoint { ids, grants, remaining_secs } = checkpoint;
+        for ((id, grant), remaining_secs) in ids.iter().zip(grants).zip(remaining_secs) {
+            if let Some(lease) = self.leases.granted_as(writer, *id, *grant)? {
+                let lease = LeaseFact { remaining_secs: *remaining_secs, ..lease };
+                self.leases.checkpoint(writer, lease);
+                self.effects.leases.push(LeaseChange::Checkpointed(lease));
+            }
+        }
+        // Nobody is told: it has no answer of its own.
         Ok(Reply::LeaseRevoke(pb::LeaseRevokeResponse { header: header(writer.latest_revision()) }))
     }
 
