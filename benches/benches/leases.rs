@@ -37,7 +37,7 @@ fn main() {
     for n in 1..=LEASES {
         let fact = LeaseFact { id: id(n), ttl_secs: 3, grant: n as u64, remaining_secs: 0 };
         views.leases.push(LeaseChange::Granted(fact));
-        if n as usize % PIECE == 0 {
+        if (n as usize).is_multiple_of(PIECE) {
             lessor.look().expect("looked");
         }
     }

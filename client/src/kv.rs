@@ -3,11 +3,11 @@
 use bytes::Bytes;
 use daymark_api::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
-    RangeRequest, RangeResponse, TxnResponse,
+    RangeRequest, RangeResponse, RangeStreamResponse, TxnResponse,
     kv_client::KvClient,
     range_request::{SortOrder, SortTarget},
 };
-use tonic::transport::Channel;
+use tonic::{Streaming, transport::Channel};
 
 use crate::{
     channel::{ANSWER_BYTES_MAX, Pool},
@@ -88,6 +88,13 @@ impl Kv {
         .await
     }
 
+    /// A key or range in pieces, in ascending order of keys: for ranges whose answer would be too large for one message.
+    /// All pieces are of one revision. Sorting and bounds on revisions are refused by the server.
+    pub async fn range_stream(&self, range: impl Into<KeyRange>, options: GetOptions) -> Result<Pieces> {
+        let request = self.pool.request(range_request(range.into(), options));
+        Ok(Pieces { answers: client(self.pool.next()).range_stream(request).await?.into_inner() })
+    }
+
     /// Sets a key.
     pub async fn put(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<PutResponse> {
         self.put_with(key, value, PutOptions::default()).await
@@ -144,6 +151,30 @@ impl Kv {
             return retry::write(&self.pool, call).await;
         }
         retry::with_token(&self.pool, || async { Ok(call(self.pool.next()).await?.into_inner()) }).await
+    }
+}
+
+/// The answer of a streamed range; ends it when dropped. A failure half way is told once and is the end: whoever needs
+/// the rest begins again behind the last key, at the same revision.
+#[derive(Debug)]
+pub struct Pieces {
+    answers: Streaming<RangeStreamResponse>,
+}
+
+impl Pieces {
+    /// The next pairs; `None` after the last. Header, count and `more` come with the last piece only.
+    pub async fn next(&mut self) -> Result<Option<RangeResponse>> {
+        Ok(self.answers.message().await?.map(|piece| piece.range_response.unwrap_or_default()))
+    }
+
+    /// All pieces that are left, put together: the answer that a get would have had.
+    pub async fn collect(mut self) -> Result<RangeResponse> {
+        let mut whole = RangeResponse::default();
+        while let Some(piece) = self.next().await? {
+            whole.kvs.extend(piece.kvs);
+            (whole.header, whole.count, whole.more) = (piece.header, piece.count, piece.more);
+        }
+        Ok(whole)
     }
 }
 

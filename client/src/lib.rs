@@ -1,5 +1,5 @@
-//! Client library for Daymark and etcd: keys, transactions, watches that resume by themselves, leases, users. Speaks
-//! etcd's gRPC API and knows nothing of how a server works.
+//! Client library for Daymark and etcd: keys, transactions, watches that resume by themselves, leases, locks, elections,
+//! users. Speaks etcd's gRPC API and knows nothing of how a server works.
 //!
 //! ```no_run
 //! # async fn example() -> daymark_client::Result<()> {
@@ -19,10 +19,12 @@ pub mod auth;
 pub mod channel;
 pub mod cluster;
 pub mod config;
+pub mod election;
 pub mod error;
 pub mod key_range;
 pub mod kv;
 pub mod lease;
+pub mod lock;
 mod login;
 pub mod maintenance;
 mod retry;
@@ -69,6 +71,16 @@ impl Client {
     /// Users, roles and permissions.
     pub fn auth(&self) -> auth::Auth {
         auth::Auth::new(self.pool.clone())
+    }
+
+    /// Locks.
+    pub fn lock(&self) -> lock::Lock {
+        lock::Lock::new(self.pool.clone())
+    }
+
+    /// Elections.
+    pub fn election(&self) -> election::Election {
+        election::Election::new(self.pool.clone())
     }
 
     /// The members of the cluster.

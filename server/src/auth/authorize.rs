@@ -100,7 +100,7 @@ pub fn command(table: &AuthTable, who: Option<&Identity>, command: &Command) -> 
         // Members compact and raise alarms by themselves.
         Command::Compact(_) | Command::Alarm(_) if who.is_none() => Ok(()),
         Command::Compact(_) | Command::Alarm(_) | Command::MemberUpdate(_) => rules.root(),
-        Command::LeaseExpire(_) | Command::MemberAttributes(_) => Ok(()),
+        Command::LeaseExpire(_) | Command::LeaseCheckpoint(_) | Command::MemberAttributes(_) => Ok(()),
         // The password has been looked at, and the answer goes to who gave it.
         Command::Auth(AuthCommand::AssignToken(_)) => Ok(()),
         Command::Auth(_) => rules.root(),
@@ -114,7 +114,8 @@ pub fn leases_of(command: &Command) -> SmallVec<[i64; 2]> {
         Command::Put(put) => leases.push(put.lease),
         Command::Txn(txn) => leases_in(txn, &mut leases),
         Command::LeaseRevoke(revoke) => leases.push(revoke.id),
-        Command::DeleteRange(_) | Command::Compact(_) | Command::LeaseGrant(_) | Command::LeaseExpire(_) => {}
+        Command::DeleteRange(_) | Command::Compact(_) | Command::LeaseGrant(_) => {}
+        Command::LeaseExpire(_) | Command::LeaseCheckpoint(_) => {}
         Command::Alarm(_) | Command::MemberAttributes(_) | Command::MemberUpdate(_) | Command::Auth(_) => {}
     }
     leases.retain(|lease| *lease != 0);
