@@ -156,7 +156,7 @@ impl Export<'_> {
     fn leases(&self, tables: &PinnedTables<'_>, mut bucket: BucketWriter<'_>) -> Result<(), Error> {
         let mut failed = Ok(());
         lease::scan_pinned(tables, &mut |fact| {
-            let record = Lease { id: fact.id, ttl: fact.ttl_secs, remaining_ttl: 0 };
+            let record = Lease { id: fact.id, ttl: fact.ttl_secs, remaining_ttl: fact.remaining_secs };
             failed = bucket.put(&(fact.id as u64).to_be_bytes(), &record.encode_to_vec());
             if failed.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
