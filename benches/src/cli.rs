@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
+use daymark_client::config::Tls;
 
 use crate::{put, range, watch};
 
@@ -26,10 +27,22 @@ enum Command {
 /// Flags that every load has.
 #[derive(Args, Clone, Debug)]
 pub struct CommonArgs {
-    /// Client addresses of the servers, separated by commas; connections are dealt out to them in turn. An etcd may be
-    /// measured as well as a Daymark.
+    /// Client addresses of the servers, separated by commas: host:port, with http:// or https:// before it, or
+    /// unix:path. Connections are dealt out to them in turn. An etcd may be measured as well as a Daymark.
     #[arg(long, value_delimiter = ',', default_value = "127.0.0.1:2379")]
     pub endpoints: Vec<String>,
+    /// Authorities that vouch for the servers, PEM: connections are encrypted then.
+    #[arg(long, value_name = "FILE")]
+    pub cacert: Option<PathBuf>,
+    /// Certificate to show to the servers, PEM, with --key.
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub cert: Option<PathBuf>,
+    /// Key of --cert, PEM.
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    pub key: Option<PathBuf>,
+    /// Encrypt, and believe any server.
+    #[arg(long)]
+    pub insecure_skip_tls_verify: bool,
     /// HTTP/2 connections in all.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub conns: u32,
@@ -66,6 +79,16 @@ pub struct CommonArgs {
     /// Give up when no operation has been answered for this many seconds.
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30")]
     pub stall_timeout: Duration,
+}
+
+impl CommonArgs {
+    /// What connections are encrypted with, if the flags name something.
+    pub fn tls(&self) -> Option<Tls> {
+        let insecure_skip_verify = self.insecure_skip_tls_verify;
+        let tls =
+            Tls { cacert: self.cacert.clone(), cert: self.cert.clone(), key: self.key.clone(), insecure_skip_verify };
+        Some(tls).filter(|tls| *tls != Tls::default())
+    }
 }
 
 /// Flags that say which keys and values are used.

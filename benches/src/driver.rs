@@ -16,6 +16,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
+use daymark_client::dial::Dialer;
 use tokio::{runtime, sync::Semaphore, task::JoinSet, time};
 
 use crate::{
@@ -69,7 +70,7 @@ pub fn run(args: &CommonArgs, workload: Arc<dyn Workload>) -> Result<Outcome> {
         args.threads <= args.conns && args.threads <= args.clients,
         "--threads needs as many --conns and --clients"
     );
-    let addresses = target::addresses(&args.endpoints)?;
+    let addresses = target::addresses(args)?;
     let shared = Arc::new(Shared {
         total: if args.total == 0 { u64::MAX } else { args.total },
         deadline: args.duration,
@@ -161,7 +162,7 @@ struct ThreadLoad {
     shared: Arc<Shared>,
     workload: Arc<dyn Workload>,
     /// An address for each connection.
-    addresses: Vec<String>,
+    addresses: Vec<Dialer>,
     clients: usize,
     /// Operations per second; 0: closed loop.
     rate: f64,

@@ -4,6 +4,7 @@
 use std::{future::poll_fn, sync::Arc, time::Duration};
 
 use bytes::{Buf, Bytes, BytesMut};
+use daymark_client::dial::Dialer;
 use h2::{
     RecvStream, SendStream,
     client::{Builder, SendRequest},
@@ -11,7 +12,7 @@ use h2::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header, request::Parts};
 use percent_encoding::percent_decode;
 use prost::Message;
-use tokio::{net::TcpStream, sync::Mutex, time};
+use tokio::{sync::Mutex, time};
 
 /// Windows large enough that a server never waits for the harness.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
@@ -58,7 +59,7 @@ impl From<h2::Error> for CallError {
 
 /// One HTTP/2 connection, opened again when it breaks.
 pub struct Connection {
-    address: String,
+    dialer: Dialer,
     current: Mutex<Sender>,
 }
 
@@ -70,10 +71,10 @@ pub struct Sender {
 }
 
 impl Connection {
-    /// Connects to `host:port`.
-    pub async fn open(address: &str) -> Result<Arc<Self>, CallError> {
-        let requests = connect(address).await?;
-        Ok(Arc::new(Self { address: address.to_owned(), current: Mutex::new(Sender { requests, generation: 0 }) }))
+    /// Connects to a server.
+    pub async fn open(dialer: &Dialer) -> Result<Arc<Self>, CallError> {
+        let requests = connect(dialer).await?;
+        Ok(Arc::new(Self { dialer: dialer.clone(), current: Mutex::new(Sender { requests, generation: 0 }) }))
     }
 
     pub async fn sender(&self) -> Sender {
@@ -85,7 +86,7 @@ impl Connection {
         let mut current = self.current.lock().await;
         if current.generation == broken.generation {
             time::sleep(RECONNECT_PAUSE).await;
-            let requests = connect(&self.address).await?;
+            let requests = connect(&self.dialer).await?;
             *current = Sender { requests, generation: broken.generation + 1 };
         }
         *broken = current.clone();
@@ -94,7 +95,7 @@ impl Connection {
 
     /// The head of every request of one method, prepared once.
     pub fn head(&self, path: &str) -> Parts {
-        let uri = Uri::builder().scheme("http").authority(self.address.as_str()).path_and_query(path);
+        let uri = Uri::builder().scheme(self.dialer.scheme()).authority(self.dialer.authority()).path_and_query(path);
         let mut request = Request::new(());
         *request.method_mut() = Method::POST;
         *request.version_mut() = Version::HTTP_2;
@@ -106,10 +107,9 @@ impl Connection {
     }
 }
 
-async fn connect(address: &str) -> Result<SendRequest<Bytes>, CallError> {
+async fn connect(dialer: &Dialer) -> Result<SendRequest<Bytes>, CallError> {
     let attempt = async {
-        let socket = TcpStream::connect(address).await.map_err(|e| CallError::Broken(e.to_string()))?;
-        socket.set_nodelay(true).map_err(|e| CallError::Broken(e.to_string()))?;
+        let socket = dialer.connect().await.map_err(|e| CallError::Broken(e.to_string()))?;
         let (requests, connection) = Builder::new()
             .initial_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)

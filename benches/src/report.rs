@@ -157,7 +157,7 @@ impl Report {
             succeeded_by_second: recorder.seconds,
             cost,
             watch: None,
-            members: target::addresses(&args.endpoints).and_then(|all| target::status(&all)).unwrap_or_default(),
+            members: target::status(args).unwrap_or_default(),
         }
     }
 

@@ -159,7 +159,7 @@ pub fn run(args: &WatchArgs) -> Result<()> {
     let common = &args.common;
     ensure!(args.streams <= args.watchers, "--streams needs at least as many --watchers");
     let plan = Watchers {
-        addresses: target::addresses(&common.endpoints)?,
+        addresses: target::addresses(common)?,
         connections: args.watch_conns as usize,
         streams: args.streams as usize,
         watchers: args.watchers as usize,

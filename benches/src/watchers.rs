@@ -13,6 +13,8 @@ use daymark_api::etcdserverpb::{WatchCreateRequest, WatchRequest, watch_request:
 use prost::Message;
 use tokio::{runtime, sync::oneshot, task::JoinSet};
 
+use daymark_client::dial::Dialer;
+
 use crate::{
     h2_client::{Connection, Duplex, frame},
     histogram::Recorder,
@@ -23,7 +25,7 @@ const PATH: &str = "/etcdserverpb.Watch/Watch";
 
 /// How many watchers there are, and where.
 pub struct Watchers {
-    pub addresses: Vec<String>,
+    pub addresses: Vec<Dialer>,
     pub connections: usize,
     pub streams: usize,
     pub watchers: usize,

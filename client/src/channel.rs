@@ -17,6 +17,7 @@ use tonic::{
 
 use crate::{
     config::Config,
+    dial::Dialer,
     error::{ClientError, Result},
     login::Login,
 };
@@ -50,7 +51,8 @@ impl Pool {
         }
         let endpoints = config.endpoints.iter().map(|e| endpoint(e, &config)).collect::<Result<Vec<_>>>()?;
         let rounds = config.connections_per_endpoint.max(1);
-        let connections = (0..rounds).flat_map(|_| endpoints.iter().map(Endpoint::connect_lazy)).collect();
+        let connect = |(endpoint, dialer): &(Endpoint, Dialer)| endpoint.connect_with_connector_lazy(dialer.clone());
+        let connections = (0..rounds).flat_map(|_| endpoints.iter().map(connect)).collect();
         let login = config.credentials.clone().map(Login::new);
         Ok(Self { shared: Arc::new(Shared { config, connections, next: AtomicUsize::new(0), login }) })
     }
@@ -96,20 +98,20 @@ impl Pool {
     }
 }
 
-fn endpoint(address: &str, config: &Config) -> Result<Endpoint> {
-    let uri = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
-    let endpoint = Endpoint::from_shared(uri).map_err(|e| ClientError::Config(format!("endpoint {address:?}: {e}")))?;
-    match endpoint.uri().scheme_str() {
-        Some("http") => {}
-        other => return Err(ClientError::Config(format!("endpoint {address:?}: scheme {other:?} is not supported"))),
-    }
-    Ok(endpoint
+fn endpoint(address: &str, config: &Config) -> Result<(Endpoint, Dialer)> {
+    let dialer = Dialer::new(address, config.tls.as_ref())?;
+    let refused = |error: &dyn std::fmt::Display| ClientError::Config(format!("endpoint {address:?}: {error}"));
+    // Tonic itself connects to nothing; the origin is what requests name.
+    let endpoint = Endpoint::from_shared(format!("http://{}", dialer.authority())).map_err(|error| refused(&error))?;
+    let origin = format!("{}://{}", dialer.scheme(), dialer.authority()).parse().map_err(|error| refused(&error))?;
+    let endpoint = endpoint
+        .origin(origin)
         .connect_timeout(config.connect_timeout)
-        .tcp_nodelay(true)
         .http2_keep_alive_interval(config.keepalive_interval)
         .keep_alive_timeout(config.keepalive_timeout)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES))
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+    Ok((endpoint, dialer))
 }
 
 #[cfg(test)]

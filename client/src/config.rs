@@ -1,11 +1,12 @@
 //! How a client reaches its cluster. Plain values; nothing here connects.
 
-use std::{fmt, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 /// Where the cluster is and how patient the client is.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Client addresses of members: `host:port` or `http://host:port`. Calls are spread over all of them.
+    /// Client addresses of members: `host:port`, `http://host:port`, `https://host:port`, `unix:path` or `unixs:path`.
+    /// Calls are spread over all of them.
     pub endpoints: Vec<String>,
     /// TCP connections to each endpoint, at least 1. One is enough unless a single connection's flow control limits.
     pub connections_per_endpoint: usize,
@@ -29,6 +30,21 @@ pub struct Config {
     pub require_leader: bool,
     /// Who logs in, when it is first needed; `None`: nobody.
     pub credentials: Option<Credentials>,
+    /// For encrypted connections; then also addresses without a scheme are encrypted.
+    pub tls: Option<Tls>,
+}
+
+/// Files for encrypted connections, PEM. They are read for each connection, so that rotated ones count.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// Authorities that vouch for servers; needed unless `insecure_skip_verify`.
+    pub cacert: Option<PathBuf>,
+    /// What this client shows to servers that ask, together with `key`.
+    pub cert: Option<PathBuf>,
+    /// Key of `cert`.
+    pub key: Option<PathBuf>,
+    /// Believe any server: for tests only.
+    pub insecure_skip_verify: bool,
 }
 
 /// A user and their password.
@@ -63,6 +79,14 @@ impl Config {
     }
 }
 
+impl Config {
+    /// The same, encrypted.
+    #[must_use]
+    pub fn with_tls(self, tls: Tls) -> Self {
+        Self { tls: Some(tls), ..self }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -77,6 +101,7 @@ impl Default for Config {
             keepalive_timeout: Duration::from_secs(5),
             require_leader: false,
             credentials: None,
+            tls: None,
         }
     }
 }

@@ -20,6 +20,7 @@ pub mod channel;
 pub mod cluster;
 pub mod config;
 pub mod election;
+pub mod dial;
 pub mod error;
 pub mod key_range;
 pub mod kv;

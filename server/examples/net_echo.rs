@@ -58,6 +58,7 @@ fn main() {
         message_bytes_max: 2 << 20,
         keepalive_interval: None,
         keepalive_timeout: Duration::from_secs(20),
+        keepalive_min_time: Duration::from_secs(5),
     };
     let options = NetOptions {
         threads,

@@ -39,6 +39,8 @@ macro_rules! errors {
             MessageTooLarge(usize, usize),
             /// The answer is larger than receivers accept: size as far as it was built, limit.
             ResponseTooLarge(usize, usize),
+            /// The message is larger than the receive limit once it is decompressed: limit.
+            InflatedTooLarge(usize),
             /// Compressed with something that is not supported; holds its name.
             Compression(String),
             /// A file that the member does not need could not be written or read; holds the facts.
@@ -60,7 +62,9 @@ macro_rules! errors {
                     Self::UnknownMethod(_) | Self::Compression(_) => Code::Unimplemented,
                     Self::Inner(_) | Self::File(_) => Code::Unknown,
                     Self::Malformed(_) | Self::Protocol(_) | Self::Internal(_) => Code::Internal,
-                    Self::MessageTooLarge(..) | Self::ResponseTooLarge(..) => Code::ResourceExhausted,
+                    Self::MessageTooLarge(..) | Self::InflatedTooLarge(_) | Self::ResponseTooLarge(..) => {
+                        Code::ResourceExhausted
+                    },
                 }
             }
 
@@ -72,6 +76,9 @@ macro_rules! errors {
                     Self::Malformed(what) => format!("grpc: error unmarshalling request: {what}").into(),
                     Self::MessageTooLarge(size, limit) => {
                         format!("grpc: received message larger than max ({size} vs. {limit})").into()
+                    }
+                    Self::InflatedTooLarge(limit) => {
+                        format!("grpc: received message after decompression larger than max {limit}").into()
                     }
                     Self::ResponseTooLarge(size, limit) => {
                         format!("grpc: trying to send message larger than max ({size} vs. {limit})").into()

@@ -67,6 +67,16 @@ pub const HANDSHAKE_FAILURES_LOGGED: u64 = 10;
 pub const TLS_LOOKS_WAITING_MAX: usize = 4096;
 /// How long a handshake waits for a look at the TLS files before it goes on with what was read last.
 pub const TLS_LOOK_TIMEOUT: Duration = Duration::from_secs(1);
+/// Pings of a client that come too soon and are forgiven, as in grpc-go.
+pub const PING_STRIKES_MAX: u32 = 2;
+/// Least distance of pings of a client that has no call open, as in grpc-go.
+pub const PING_MIN_TIME_IDLE: Duration = Duration::from_secs(2 * 3600);
+/// Least distance of pings if none is configured, as in grpc-go.
+pub const PING_MIN_TIME_DEFAULT: Duration = Duration::from_secs(300);
+/// Looks at a connection in one keepalive interval: a silent one is noticed at most this part of it too late.
+pub const KEEPALIVE_LOOKS: u32 = 4;
+/// Largest message that is compressed; larger ones would hold up the net thread.
+pub const DEFLATE_BYTES_MAX: usize = 256 << 10;
 /// Connections that a net thread has been given and has not taken yet.
 pub const ACCEPTED_QUEUE_MAX: usize = 1024;
 /// Kernel's queue of connections not yet accepted.

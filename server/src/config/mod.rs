@@ -104,6 +104,8 @@ pub struct TransportOptions {
     /// `None`: the server never pings.
     pub keepalive_interval: Option<Duration>,
     pub keepalive_timeout: Duration,
+    /// Clients may ping this often while they have a call open; zero: grpc-go's default.
+    pub keepalive_min_time: Duration,
 }
 
 /// What is compacted without being asked for.
@@ -447,6 +449,7 @@ fn transport(given: &Given, max_request_bytes: usize) -> Result<TransportOptions
         message_bytes_max: max_request_bytes.saturating_add(limits::MESSAGE_OVERHEAD_BYTES),
         keepalive_interval: Some(duration(given, "grpc-keepalive-interval")).filter(|interval| !interval.is_zero()),
         keepalive_timeout: duration(given, "grpc-keepalive-timeout"),
+        keepalive_min_time: duration(given, "grpc-keepalive-min-time"),
     })
 }
 

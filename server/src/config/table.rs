@@ -112,7 +112,7 @@ const MEMBER: &[Flag] = &[
     used   ("max-txn-ops", Unsigned, "128", "most operations in one transaction"),
     used   ("max-request-bytes", Unsigned, "1572864", "largest request"),
     used   ("max-concurrent-streams", Unsigned32, "4294967295", "most streams of one client connection"),
-    taken  ("grpc-keepalive-min-time", Duration, "5s", "least distance of a client's pings", "pings are cheap here: a client may send them at any distance"),
+    used   ("grpc-keepalive-min-time", Duration, "5s", "least distance of a client's pings; after three that come sooner its connection is closed"),
     used   ("grpc-keepalive-interval", Duration, "2h", "idle time after which the server pings; 0: never"),
     used   ("grpc-keepalive-timeout", Duration, "20s", "how long the server waits for the answer to a ping"),
     used   ("socket-reuse-port", Bool, "false", "set SO_REUSEPORT on listeners"),

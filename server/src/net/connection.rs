@@ -20,6 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::accept::{Accepted, Role, Security};
 use super::gateway::websocket::{self, UpgradeSlot};
 use super::io::{Io, Raw, Socket};
+use super::pings::{PingPolicy, PingScan};
 use super::{FrontDoor, Thread, grpc, handshake, http, http2};
 use crate::config::TransportOptions;
 use crate::limits;
@@ -66,7 +67,9 @@ pub(crate) async fn serve<D: FrontDoor>(thread: Rc<Thread<D>>, accepted: Accepte
         serve_http1(thread, Io::new(socket, ahead), caller).await;
     // Unencrypted, only gRPC speaks HTTP/2, as in etcd.
     } else if is_http2 && (role.serves_grpc() || caller.is_secure) {
-        serve_http2(thread, Io::new_http2(socket, ahead), caller).await;
+        let pings = has_ping_policy(&caller).then(|| PingPolicy::new(thread.options.transport.keepalive_min_time));
+        let io = Io::new_http2(socket, ahead, pings.clone().map(PingScan::new));
+        serve_http2(thread, io, caller, pings).await;
     }
 }
 
@@ -166,9 +169,14 @@ async fn serve_http1<D: FrontDoor>(thread: Rc<Thread<D>>, io: Io, caller: Rc<Cal
     }
 }
 
-async fn serve_http2<D: FrontDoor>(thread: Rc<Thread<D>>, io: Io, caller: Rc<Caller>) {
+/// Where gRPC stands directly on the connection; beside HTTP it has no say in pings, as in etcd.
+fn has_ping_policy(caller: &Caller) -> bool {
+    caller.role == Role::ClientGrpc || !caller.is_secure
+}
+
+async fn serve_http2<D: FrontDoor>(thread: Rc<Thread<D>>, io: Io, caller: Rc<Caller>, pings: Option<Rc<PingPolicy>>) {
     let transport = thread.options.transport;
-    let received = io.received();
+    let (received, says_too_many_pings) = (io.received(), io.says_too_many_pings());
     let handshake = h2::server::Builder::new()
         .initial_window_size(limits::STREAM_WINDOW_BYTES)
         .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
@@ -192,6 +200,12 @@ async fn serve_http2<D: FrontDoor>(thread: Rc<Thread<D>>, io: Io, caller: Rc<Cal
     let mut stopping = thread.stopping.clone();
     let mut stop = pin!(stopping.wait_for(|stop| *stop));
     let mut draining = false;
+    let mut too_many_pings = pin!(async {
+        match &pings {
+            Some(pings) => pings.exceeded().await,
+            None => std::future::pending().await,
+        }
+    });
     loop {
         let accepted = tokio::select! {
             biased;
@@ -199,6 +213,12 @@ async fn serve_http2<D: FrontDoor>(thread: Rc<Thread<D>>, io: Io, caller: Rc<Cal
             () = &mut dead => {
                 tracing::debug!("closing a connection that does not answer pings");
                 return;
+            }
+            () = &mut too_many_pings, if !says_too_many_pings.get() => {
+                tracing::debug!("closing a connection that pings too often");
+                says_too_many_pings.set(true);
+                connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+                continue;
             }
             _ = &mut stop, if !draining => {
                 draining = true;
@@ -208,7 +228,12 @@ async fn serve_http2<D: FrontDoor>(thread: Rc<Thread<D>>, io: Io, caller: Rc<Cal
         };
         match accepted {
             Some(Ok((request, respond))) if is_for_grpc(&caller, &request) => {
-                tokio::task::spawn_local(grpc::handle(thread.clone(), caller.clone(), request, respond));
+                let open = pings.as_ref().map(PingPolicy::call);
+                let call = grpc::handle(thread.clone(), caller.clone(), request, respond);
+                tokio::task::spawn_local(async move {
+                    call.await;
+                    drop(open);
+                });
             }
             Some(Ok((request, respond))) => {
                 tokio::task::spawn_local(http2::handle(thread.clone(), caller.clone(), request, respond));
@@ -240,12 +265,18 @@ async fn keep_alive(ping: Option<PingPong>, received: Rc<Cell<u64>>, transport: 
     let (Some(mut ping), Some(interval)) = (ping, transport.keepalive_interval) else {
         return std::future::pending().await;
     };
+    let mut before = received.get();
+    let mut silent = 0;
     loop {
-        let before = received.get();
-        tokio::time::sleep(interval.max(Duration::from_secs(1))).await;
+        tokio::time::sleep(interval.max(Duration::from_secs(1)) / limits::KEEPALIVE_LOOKS).await;
+        silent += 1;
         if received.get() != before {
+            (before, silent) = (received.get(), 0);
+        }
+        if silent < limits::KEEPALIVE_LOOKS {
             continue;
         }
+        silent = 0;
         if ping.send_ping(Ping::opaque()).is_err() {
             return;
         }

@@ -1,5 +1,5 @@
 //! gRPC's framing: five bytes (compressed or not, length) before each message, and how messages are taken out of and put
-//! into bodies without copying where that can be helped. Knows nothing of methods.
+//! into bodies without copying where that can be helped. Knows nothing of methods; compression is in `compression`.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -9,6 +9,7 @@ use futures_util::Stream;
 use h2::RecvStream;
 use prost::Message;
 
+use super::compression;
 use crate::error::Error;
 
 /// Compressed flag and length.
@@ -22,12 +23,14 @@ pub(crate) struct MessageReader {
     /// A message that spans chunks, prefix included. Grows with what arrives, not with what the prefix promises.
     partial: BytesMut,
     message_bytes_max: usize,
+    /// Messages may be compressed with gzip.
+    is_gzip: bool,
 }
 
 impl MessageReader {
     /// A reader that refuses larger messages.
-    pub fn new(body: RecvStream, message_bytes_max: usize) -> Self {
-        Self { body, chunk: Bytes::new(), partial: BytesMut::new(), message_bytes_max }
+    pub fn new(body: RecvStream, message_bytes_max: usize, is_gzip: bool) -> Self {
+        Self { body, chunk: Bytes::new(), partial: BytesMut::new(), message_bytes_max, is_gzip }
     }
 
     /// The next message, or `None` at the end of the body.
@@ -81,39 +84,41 @@ impl MessageReader {
 
     fn take_message(&mut self) -> Result<Option<Bytes>, Error> {
         let available: &[u8] = if self.partial.is_empty() { &self.chunk } else { &self.partial };
-        let Some(length) = message_length(available, self.message_bytes_max)? else {
+        let Some((is_compressed, length)) = self.prefix(available)? else {
             return Ok(None);
         };
         if available.len() < PREFIX_BYTES + length {
             return Ok(None);
         }
-        if self.partial.is_empty() {
+        let message = if self.partial.is_empty() {
             self.chunk.advance(PREFIX_BYTES);
-            Ok(Some(self.chunk.split_to(length)))
+            self.chunk.split_to(length)
         } else {
             self.partial.advance(PREFIX_BYTES);
             let message = self.partial.split_to(length).freeze();
             // Not kept in `partial`, or every later message would be copied, too.
             self.chunk = std::mem::take(&mut self.partial).freeze();
-            Ok(Some(message))
-        }
+            message
+        };
+        Ok(Some(if is_compressed { compression::inflate(&message, self.message_bytes_max)? } else { message }))
     }
-}
 
-/// The length that a prefix announces; `None` while the prefix is incomplete.
-fn message_length(bytes: &[u8], message_bytes_max: usize) -> Result<Option<usize>, Error> {
-    let [flag, length @ ..] = bytes else { return Ok(None) };
-    match flag {
-        0 => {}
-        1 => return Err(Error::Protocol("grpc: compressed flag set with identity or empty encoding".into())),
-        other => return Err(Error::Protocol(format!("grpc: received unexpected payload format {other}"))),
+    /// Whether the message is compressed, and the length that its prefix announces; `None` while that is incomplete.
+    fn prefix(&self, bytes: &[u8]) -> Result<Option<(bool, usize)>, Error> {
+        let [flag, length @ ..] = bytes else { return Ok(None) };
+        match flag {
+            0 => {}
+            1 if self.is_gzip => {}
+            1 => return Err(Error::Protocol("grpc: compressed flag set with identity or empty encoding".into())),
+            other => return Err(Error::Protocol(format!("grpc: received unexpected payload format {other}"))),
+        }
+        let Some(length) = length.first_chunk::<4>() else { return Ok(None) };
+        let length = u32::from_be_bytes(*length) as usize;
+        if length > self.message_bytes_max {
+            return Err(Error::MessageTooLarge(length, self.message_bytes_max));
+        }
+        Ok(Some((*flag == 1, length)))
     }
-    let Some(length) = length.first_chunk::<4>() else { return Ok(None) };
-    let length = u32::from_be_bytes(*length) as usize;
-    if length > message_bytes_max {
-        return Err(Error::MessageTooLarge(length, message_bytes_max));
-    }
-    Ok(Some(length))
 }
 
 /// Decodes a message; its `bytes` fields are slices of `bytes`.
@@ -138,6 +143,16 @@ pub(crate) fn encode(message: &impl Message) -> Bytes {
 pub(crate) fn put_prefix(bytes: &mut BytesMut, length: usize) {
     bytes.put_u8(0);
     bytes.put_u32(length as u32);
+}
+
+/// A message with its prefix, compressed if it is worth it.
+pub(crate) fn compressed(framed: &Bytes) -> Bytes {
+    let Some(message) = compression::deflate(&framed[PREFIX_BYTES..]) else { return framed.clone() };
+    let mut bytes = BytesMut::with_capacity(PREFIX_BYTES + message.len());
+    bytes.put_u8(1);
+    bytes.put_u32(message.len() as u32);
+    bytes.extend_from_slice(&message);
+    bytes.freeze()
 }
 
 impl Stream for MessageReader {

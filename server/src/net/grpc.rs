@@ -18,6 +18,7 @@ use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
+use super::compression;
 use super::connection::Caller;
 use super::dispatch::{Call, MessageStream, Serving, Status};
 use super::frames::{self, MessageReader, PREFIX_BYTES};
@@ -44,14 +45,15 @@ pub(crate) async fn handle<D: FrontDoor>(
     };
     drop(head);
     let call = Call::open(&thread, rpc, headers.context, headers.timeout);
-    let body = MessageReader::new(body, thread.options.transport.message_bytes_max);
+    let is_gzip = headers.is_gzip;
+    let body = MessageReader::new(body, thread.options.transport.message_bytes_max, is_gzip);
     match rpc.kind() {
-        RpcKind::Unary => unary(call, body, &mut respond).await,
-        RpcKind::BidiStream => stream(call, body.boxed_local(), &mut respond).await,
+        RpcKind::Unary => unary(call, body, is_gzip, &mut respond).await,
+        RpcKind::BidiStream => stream(call, body.boxed_local(), is_gzip, &mut respond).await,
         RpcKind::ServerStream => {
             let mut body = body;
             let message = stream::once(async move { body.only_message().await });
-            stream(call, message.boxed_local(), &mut respond).await;
+            stream(call, message.boxed_local(), is_gzip, &mut respond).await;
         }
     }
 }
@@ -65,6 +67,8 @@ fn path(head: &request::Parts) -> &str {
 struct Headers {
     context: Context,
     timeout: Option<Duration>,
+    /// Messages may be compressed with gzip, and so are those of the answer, as in grpc-go.
+    is_gzip: bool,
 }
 
 /// Why a request is refused before its method is looked at.
@@ -79,7 +83,7 @@ impl Headers {
     fn read(head: &request::Parts, caller: &Caller) -> Result<Self, Refusal> {
         let certificate_name = caller.certificate_name.clone();
         let context = Context { peer: caller.peer, certificate_name, ..Context::default() };
-        let mut headers = Self { context, timeout: None };
+        let mut headers = Self { context, timeout: None, is_gzip: false };
         let absent = HeaderValue::from_static("");
         let mut content_type = &absent;
         let (mut token, mut authorization, mut encoding) = (None, None, None);
@@ -91,6 +95,7 @@ impl Headers {
                     let malformed = || Refusal::Grpc(Status::new(Code::Internal, "malformed grpc-timeout"));
                     headers.timeout = Some(timeout.ok_or_else(malformed)?);
                 }
+                "grpc-encoding" if value == compression::GZIP => headers.is_gzip = true,
                 "grpc-encoding" if value != "identity" && !value.is_empty() => encoding = Some(value),
                 "token" => token = token.or(Some(value)),
                 "authorization" => authorization = authorization.or(Some(value)),
@@ -165,21 +170,27 @@ fn unknown(path: &str) -> Status {
     }
 }
 
-async fn unary<D: FrontDoor>(call: Call<D>, mut body: MessageReader, respond: &mut SendResponse<Bytes>) {
+async fn unary<D: FrontDoor>(call: Call<D>, mut body: MessageReader, is_gzip: bool, respond: &mut SendResponse<Bytes>) {
     let result = call.unary(body.only_message(), |cx| respond.poll_reset(cx).is_ready()).await;
     match result {
-        Ok(message) => send_message(respond, message),
+        Ok(message) if is_gzip => send_message(respond, frames::compressed(&message), true),
+        Ok(message) => send_message(respond, message, false),
         Err(status) => send_status(respond, &status),
     }
 }
 
-async fn stream<D: FrontDoor>(call: Call<D>, messages: MessageStream, respond: &mut SendResponse<Bytes>) {
+async fn stream<D: FrontDoor>(
+    call: Call<D>,
+    messages: MessageStream,
+    is_gzip: bool,
+    respond: &mut SendResponse<Bytes>,
+) {
     let serving = match call.stream(messages) {
         Ok(serving) => serving,
         Err(status) => return send_status(respond, &status),
     };
-    if let Ok(send) = respond.send_response(response_head(), false) {
-        Pump { serving, send, chunks: VecDeque::new(), chunk_bytes: 0, end: None }.run().await;
+    if let Ok(send) = respond.send_response(head_of_messages(is_gzip), false) {
+        Pump { serving, send, is_gzip, chunks: VecDeque::new(), chunk_bytes: 0, end: None }.run().await;
     }
 }
 
@@ -187,6 +198,7 @@ async fn stream<D: FrontDoor>(call: Call<D>, messages: MessageStream, respond: &
 struct Pump<D: FrontDoor> {
     serving: Serving<D>,
     send: SendStream<Bytes>,
+    is_gzip: bool,
     /// Taken from the call, framed, not yet given to h2.
     chunks: VecDeque<Bytes>,
     /// Sum of the lengths in `chunks`.
@@ -253,6 +265,15 @@ impl<D: FrontDoor> Pump<D> {
                 Taken::Pending => break,
             };
             let length = parts.iter().map(Bytes::len).sum::<usize>();
+            if self.is_gzip {
+                let mut framed = BytesMut::with_capacity(PREFIX_BYTES + length);
+                frames::put_prefix(&mut framed, length);
+                parts.iter().for_each(|part| framed.extend_from_slice(part));
+                let framed = frames::compressed(&framed.freeze());
+                self.chunk_bytes += framed.len();
+                small.extend_from_slice(&framed);
+                continue;
+            }
             frames::put_prefix(&mut small, length);
             for part in parts {
                 if part.len() < 4096 {
@@ -272,6 +293,15 @@ impl<D: FrontDoor> Pump<D> {
 
 /// Characters that `grpc-message` holds only percent-encoded: all but printable ASCII, and the percent sign.
 const MESSAGE_ENCODED: &AsciiSet = &CONTROLS.add(b'%');
+
+/// Of a response that holds messages, which may be compressed.
+fn head_of_messages(is_gzip: bool) -> Response<()> {
+    let mut response = response_head();
+    if is_gzip {
+        response.headers_mut().insert("grpc-encoding", HeaderValue::from_static(compression::GZIP));
+    }
+    response
+}
 
 fn response_head() -> Response<()> {
     let mut response = Response::new(());
@@ -299,8 +329,8 @@ fn put_status(headers: &mut HeaderMap, status: &Status) {
 }
 
 /// One message and "OK". Errors mean that the other end has gone.
-fn send_message(respond: &mut SendResponse<Bytes>, message: Bytes) {
-    let Ok(mut stream) = respond.send_response(response_head(), false) else { return };
+fn send_message(respond: &mut SendResponse<Bytes>, message: Bytes, is_gzip: bool) {
+    let Ok(mut stream) = respond.send_response(head_of_messages(is_gzip), false) else { return };
     if stream.send_data(message, false).is_ok() {
         let _ = stream.send_trailers(trailers(&Status::OK));
     }

@@ -14,6 +14,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::accept::AcceptedSocket;
 use super::authority::Filter;
+use super::pings::{self, PingScan};
 use crate::limits;
 
 /// A connection of a client, encrypted or not.
@@ -143,6 +144,10 @@ pub(crate) struct Io {
     filter: Option<Filter>,
     /// Written and not yet given to the socket.
     out: BytesMut,
+    /// Looks at the frames of an HTTP/2 connection whose client may not ping as it likes.
+    scan: Option<PingScan>,
+    /// The connection is closed for too many pings once this is set, and says so.
+    says_too_many_pings: Rc<Cell<bool>>,
     /// Bytes read so far, for whoever wants to know whether the other end is alive.
     received: Rc<Cell<u64>>,
 }
@@ -150,19 +155,43 @@ pub(crate) struct Io {
 impl Io {
     /// A connection of which `ahead` has been read.
     pub fn new(socket: Socket, ahead: Bytes) -> Self {
-        Self { socket, ahead, filter: None, out: BytesMut::new(), received: Rc::default() }
+        Self {
+            socket,
+            ahead,
+            filter: None,
+            out: BytesMut::new(),
+            scan: None,
+            says_too_many_pings: Rc::default(),
+            received: Rc::default(),
+        }
     }
 
     /// A connection that has begun as HTTP/2 with `ahead`.
-    pub fn new_http2(socket: Socket, ahead: Bytes) -> Self {
+    pub fn new_http2(socket: Socket, ahead: Bytes, mut scan: Option<PingScan>) -> Self {
+        if let Some(scan) = &mut scan {
+            scan.received(&ahead);
+        }
         let mut filter = Filter::new();
         let ahead = filter.pass(&ahead);
-        Self { filter: Some(filter).filter(|filter| !filter.is_done()), ..Self::new(socket, ahead) }
+        Self { filter: Some(filter).filter(|filter| !filter.is_done()), scan, ..Self::new(socket, ahead) }
     }
 
     /// The running count of bytes read.
     pub fn received(&self) -> Rc<Cell<u64>> {
         self.received.clone()
+    }
+
+    /// Set by whoever closes the connection for too many pings.
+    pub fn says_too_many_pings(&self) -> Rc<Cell<bool>> {
+        self.says_too_many_pings.clone()
+    }
+
+    /// Bytes have come from the other end.
+    fn note_received(&mut self, bytes: &[u8]) {
+        self.received.set(self.received.get() + bytes.len() as u64);
+        if let Some(scan) = &mut self.scan {
+            scan.received(bytes);
+        }
     }
 
     /// Reads through the filter into `ahead`; false at the end of the connection.
@@ -171,7 +200,7 @@ impl Io {
         let mut read = ReadBuf::new(&mut bytes);
         ready!(Pin::new(&mut self.socket).poll_read(cx, &mut read))?;
         let read = read.filled();
-        self.received.set(self.received.get() + read.len() as u64);
+        self.note_received(read);
         if let Some(filter) = &mut self.filter {
             self.ahead = filter.pass(read);
             if filter.is_done() {
@@ -179,6 +208,28 @@ impl Io {
             }
         }
         Poll::Ready(Ok(!read.is_empty()))
+    }
+
+    /// Takes bytes to be written, as many as it says.
+    fn poll_take(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.says_too_many_pings.get() {
+            // The last words: what h2 writes now is small.
+            let with_reason = pings::with_reason(bytes);
+            self.out.extend_from_slice(with_reason.as_deref().unwrap_or(bytes));
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        // What is large on its own, or follows nothing, needs no copy.
+        if self.out.is_empty() && bytes.len() >= 4096 {
+            return self.socket.poll_write(cx, bytes);
+        }
+        if self.out.len() + bytes.len() > limits::WRITE_BUFFER_BYTES {
+            ready!(self.poll_drain(cx))?;
+            if bytes.len() > limits::WRITE_BUFFER_BYTES {
+                return self.socket.poll_write(cx, bytes);
+            }
+        }
+        self.out.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
     }
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -211,25 +262,18 @@ impl AsyncRead for Io {
         }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.socket).poll_read(cx, buffer))?;
-        self.received.set(self.received.get() + (buffer.filled().len() - before) as u64);
+        self.note_received(&buffer.filled()[before..]);
         Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Io {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        // What is large on its own, or follows nothing, needs no copy.
-        if self.out.is_empty() && bytes.len() >= 4096 {
-            return self.socket.poll_write(cx, bytes);
+        let written = ready!(self.poll_take(cx, bytes))?;
+        if let Some(scan) = &mut self.scan {
+            scan.sent(&bytes[..written]);
         }
-        if self.out.len() + bytes.len() > limits::WRITE_BUFFER_BYTES {
-            ready!(self.poll_drain(cx))?;
-            if bytes.len() > limits::WRITE_BUFFER_BYTES {
-                return self.socket.poll_write(cx, bytes);
-            }
-        }
-        self.out.extend_from_slice(bytes);
-        Poll::Ready(Ok(bytes.len()))
+        Poll::Ready(Ok(written))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -7,6 +7,7 @@ pub mod accept;
 mod authority;
 mod body;
 mod client_certs;
+mod compression;
 mod connection;
 mod debug;
 mod dispatch;
@@ -19,6 +20,7 @@ mod http2;
 mod io;
 mod newcomers;
 mod reflection;
+mod pings;
 mod self_made;
 pub mod tls;
 

@@ -27,6 +27,7 @@ use crate::rpc::Rpc;
 mod reflection;
 mod stop;
 mod tls;
+mod transport;
 
 /// Answers by the key of a request; counts what it sees.
 struct FakeDoor {
@@ -199,6 +200,7 @@ impl Server {
             message_bytes_max: 2_097_152,
             keepalive_interval: None,
             keepalive_timeout: Duration::from_millis(300),
+            keepalive_min_time: Duration::from_secs(5),
         }
     }
 
@@ -438,10 +440,10 @@ fn what_is_malformed_is_refused_and_the_connection_lives_on() {
             (put, vec![("grpc-timeout", "5")], frame(&put_request("a")), 13, "malformed grpc-timeout"),
             (
                 put,
-                vec![("grpc-encoding", "gzip")],
+                vec![("grpc-encoding", "zstd")],
                 framed(1, 3, b"abc"),
                 12,
-                "grpc: Decompressor is not installed for grpc-encoding \"gzip\"",
+                "grpc: Decompressor is not installed for grpc-encoding \"zstd\"",
             ),
             (
                 "/etcdserverpb.KV/Nothing",
@@ -886,6 +888,7 @@ fn a_connection_that_does_not_answer_pings_is_closed() {
         message_bytes_max: 1 << 20,
         keepalive_interval: Some(Duration::from_secs(1)),
         keepalive_timeout: Duration::from_millis(200),
+        keepalive_min_time: Duration::from_secs(5),
     };
     let server = Server::start_with(transport);
     let mut dead = StdTcpStream::connect(server.address).expect("connect");
