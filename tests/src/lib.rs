@@ -6,6 +6,7 @@ pub mod ctl;
 pub mod etcd;
 pub mod history;
 pub mod normalise;
+pub mod pki;
 pub mod ports;
 pub mod powercut;
 pub mod process;

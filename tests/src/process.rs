@@ -86,9 +86,22 @@ pub struct Ended {
     pub stderr: String,
 }
 
+/// What a server listens on for clients, always `http` on its port among it.
+#[derive(Clone, Debug)]
+enum Listen {
+    Http,
+    /// Encrypted and unencrypted on one port.
+    SecureToo,
+    /// A further URL.
+    Also(String),
+    /// gRPC alone on this URL; on its port HTTP alone.
+    HttpApart(String),
+}
+
 /// A server process, its ports and its directories.
 pub struct Server {
     program: Program,
+    listen: Listen,
     extra: Vec<String>,
     client_port: u16,
     peer_port: u16,
@@ -128,6 +141,30 @@ impl Server {
         Self::new(program, home(), data_dir.into(), extra)
     }
 
+    /// Starts a new member that serves TLS beside plain connections on its port.
+    pub fn start_secure_too(program: &Program, extra: &[&str]) -> Self {
+        Self::start_listening(program, Listen::SecureToo, extra)
+    }
+
+    /// Starts a new member that listens on one more URL.
+    pub fn start_also_on(program: &Program, url: &str, extra: &[&str]) -> Self {
+        Self::start_listening(program, Listen::Also(url.to_owned()), extra)
+    }
+
+    /// Starts a new member that serves gRPC on this URL, and only HTTP on its port.
+    pub fn start_http_apart(program: &Program, grpc: &str, extra: &[&str]) -> Self {
+        Self::start_listening(program, Listen::HttpApart(grpc.to_owned()), extra)
+    }
+
+    fn start_listening(program: &Program, listen: Listen, extra: &[&str]) -> Self {
+        let home = home();
+        let data_dir = home.path().join("data");
+        let mut server = Self::new(program, home, data_dir, extra);
+        server.listen = listen;
+        server.restart();
+        server
+    }
+
     fn start_with(program: &Program, home: TempDir, data_dir: PathBuf, extra: &[&str]) -> Self {
         let mut server = Self::new(program, home, data_dir, extra);
         server.restart();
@@ -137,6 +174,7 @@ impl Server {
     fn new(program: &Program, home: TempDir, data_dir: PathBuf, extra: &[&str]) -> Self {
         Self {
             program: program.clone(),
+            listen: Listen::Http,
             extra: extra.iter().map(ToString::to_string).collect(),
             client_port: ports::free(),
             peer_port: ports::free(),
@@ -181,8 +219,17 @@ impl Server {
         let mut command = Command::new(&self.program.binary);
         clear_settings(&mut command);
         let scheme = if self.secure { "https" } else { "http" };
-        let client = format!("{scheme}://127.0.0.1:{}", self.client_port);
+        let http = format!("{scheme}://127.0.0.1:{}", self.client_port);
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let client = match &self.listen {
+            Listen::Http => http.clone(),
+            Listen::SecureToo => format!("{http},https://127.0.0.1:{}", self.client_port),
+            Listen::Also(url) => format!("{http},{url}"),
+            Listen::HttpApart(grpc) => grpc.clone(),
+        };
+        if matches!(self.listen, Listen::HttpApart(_)) {
+            command.args(["--listen-client-http-urls", &http]);
+        }
         command.arg("--data-dir").arg(&self.data_dir);
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);

@@ -1,6 +1,6 @@
 //! gzip, the only compression that etcd's gRPC knows: of single messages, bounded in what comes out. Knows no framing.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 
 use bytes::Bytes;
 use flate2::Compression;
@@ -13,17 +13,34 @@ use crate::limits;
 /// The name of the encoding in headers.
 pub(crate) const GZIP: &str = "gzip";
 
+const HEAD_BYTES: usize = 10;
+
 /// A message as it was before it was compressed.
 pub(crate) fn inflate(compressed: &[u8], bytes_max: usize) -> Result<Bytes, Error> {
+    check_head(compressed).map_err(|why| Error::Protocol(format!("grpc: failed to decompress the message: {why}")))?;
     let mut message = Vec::new();
     let read = MultiGzDecoder::new(compressed).take(bytes_max as u64 + 1).read_to_end(&mut message);
     if let Err(error) = read {
-        return Err(Error::Protocol(format!("grpc: failed to decompress the message: {error}")));
+        let why = match error.kind() {
+            ErrorKind::UnexpectedEof => "unexpected EOF".to_owned(),
+            _ => error.to_string(),
+        };
+        return Err(Error::Protocol(format!("grpc: failed to read decompressed data: {why}")));
     }
     if message.len() > bytes_max {
         return Err(Error::InflatedTooLarge(bytes_max));
     }
     Ok(message.into())
+}
+
+/// What Go's reader says of a head that is none.
+fn check_head(compressed: &[u8]) -> Result<(), &'static str> {
+    match compressed {
+        [] => Err("EOF"),
+        _ if compressed.len() < HEAD_BYTES => Err("unexpected EOF"),
+        [0x1f, 0x8b, 8, ..] => Ok(()),
+        _ => Err("gzip: invalid header"),
+    }
 }
 
 /// A message compressed, or `None` if it is sent as it is: an empty one, as grpc-go does, and one that would hold up the
@@ -49,9 +66,18 @@ mod tests {
         assert!(compressed.len() < 100);
         assert_eq!(inflate(&compressed, 10_000).expect("at the limit"), &message[..]);
         assert_eq!(inflate(&compressed, 9_999), Err(Error::InflatedTooLarge(9_999)));
-        for bad in [&b""[..], b"nonsense", &compressed[..20], &compressed[..compressed.len() - 1]] {
-            assert!(matches!(inflate(bad, 10_000), Err(Error::Protocol(_))), "{bad:?}");
+        for (bad, words) in [
+            (&b""[..], "grpc: failed to decompress the message: EOF"),
+            (b"no gzip at all", "grpc: failed to decompress the message: gzip: invalid header"),
+            (&compressed[..9], "grpc: failed to decompress the message: unexpected EOF"),
+            (&compressed[..20], "grpc: failed to read decompressed data: unexpected EOF"),
+            (&compressed[..compressed.len() - 1], "grpc: failed to read decompressed data: unexpected EOF"),
+        ] {
+            assert_eq!(inflate(bad, 10_000), Err(Error::Protocol(words.into())), "{bad:?}");
         }
+        let mut damaged = compressed.to_vec();
+        *damaged.last_mut().expect("a length") ^= 1;
+        assert!(matches!(inflate(&damaged, 10_000), Err(Error::Protocol(_))));
         assert_eq!(deflate(&[]), None);
         assert_eq!(deflate(&vec![0; limits::DEFLATE_BYTES_MAX + 1]), None);
     }

@@ -17,6 +17,9 @@ use super::gateway::websocket::{self, UpgradeSlot};
 use super::{FrontDoor, Thread, debug, gateway};
 use crate::request::Context;
 
+/// As etcd has it: whoever shows a certificate would think that its name counts here.
+const NAME_IGNORED: &str =
+    "CommonName of client sending a request against gateway will be ignored and not used as expected\n";
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 /// The text form of metrics.
@@ -98,6 +101,9 @@ async fn route<D: FrontDoor, B: Body<Data = Bytes> + 'static>(
     }
     let path = percent_decode_str(&path).decode_utf8_lossy();
     if has_gateway && path.starts_with(gateway::PREFIX) {
+        if caller.certificate_name.is_some() && thread.door.condition().needs_users {
+            return answer(StatusCode::BAD_REQUEST, TEXT, NAME_IGNORED);
+        }
         // The name of a certificate stands for nobody here, as in etcd.
         if caller.certificate_name.is_some() && thread.door.condition().auth_enabled {
             return text(StatusCode::BAD_REQUEST, CERTIFICATE_NAME);

@@ -72,7 +72,7 @@ pub trait FrontDoor: 'static {
     fn condition(&self) -> Condition;
 }
 
-/// The state of a member as far as its health is concerned.
+/// The state of a member as far as plain HTTP is concerned.
 #[derive(Clone, Debug, Default)]
 pub struct Condition {
     /// Active alarms of all members.
@@ -94,6 +94,8 @@ pub struct RaftCondition {
     /// 0: none is known.
     pub leader: u64,
     pub is_leader: bool,
+    /// Callers must say who they are.
+    pub needs_users: bool,
 }
 
 /// How net threads serve; fixed for the life of the member.

@@ -314,6 +314,27 @@ fn at_the_gateway_the_name_of_a_certificate_stands_for_nobody() {
 }
 
 #[test]
+fn the_gateway_refuses_those_whose_certificate_names_a_user() {
+    let authority = Authority::new("ca");
+    let files = Files::new();
+    let mut options = files.options(&authority.issue("server", |_| {}));
+    options.trusted_ca = Some(files.put("ca", &authority.certificate));
+    options.names_are_users = true;
+    run(serve(&options), |server| async move {
+        for (name, status) in [("alice", "400"), ("", "404")] {
+            let pair = authority.issue(name, |_| {});
+            let connect = Connect { protocols: &["http/1.1"], ..Connect::new(&authority).showing(&pair) };
+            let mut stream = connect.to(&server).await.expect("handshake");
+            let request = b"POST /v3/nothing HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+            stream.write_all(request).await.expect("write");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.expect("a proper end");
+            assert_eq!(answer.split(' ').nth(1), Some(status), "{name}: {answer}");
+        }
+    });
+}
+
+#[test]
 fn a_name_is_no_user_unless_it_was_asked_for_and_must_be_allowed_where_some_are() {
     let authority = Authority::new("ca");
     let files = Files::new();
