@@ -131,11 +131,18 @@ impl Frames {
     /// Calls `frame` with type and flags of each frame that begins in `bytes`.
     fn pass(&mut self, mut bytes: &[u8], mut frame: impl FnMut(u8, u8)) {
         loop {
-            let skipped = self.skip.min(bytes.len());
-            self.skip -= skipped;
-            bytes = &bytes[skipped..];
-            if bytes.is_empty() {
+            if self.skip >= bytes.len() {
+                self.skip -= bytes.len();
                 return;
+            }
+            bytes = &bytes[self.skip..];
+            self.skip = 0;
+            // Nearly always a head comes whole.
+            if let (0, Some((head, rest))) = (self.partial, bytes.split_first_chunk::<FRAME_HEAD_LEN>()) {
+                self.skip = length(head);
+                bytes = rest;
+                frame(head[3], head[4]);
+                continue;
             }
             let taken = (FRAME_HEAD_LEN - self.partial).min(bytes.len());
             self.head[self.partial..self.partial + taken].copy_from_slice(&bytes[..taken]);
@@ -145,10 +152,14 @@ impl Frames {
                 return;
             }
             self.partial = 0;
-            self.skip = u32::from_be_bytes([0, self.head[0], self.head[1], self.head[2]]) as usize;
+            self.skip = length(&self.head);
             frame(self.head[3], self.head[4]);
         }
     }
+}
+
+fn length(head: &[u8; FRAME_HEAD_LEN]) -> usize {
+    u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize
 }
 
 /// The length of an HTTP/2 frame that says goodbye without a reason in words: head, last stream, code.
