@@ -670,7 +670,6 @@ impl FrontDoor for Front {
             alarms: views.alarms.load().as_ref().clone(),
             has_leader: self.door.has_leader(),
             is_learner: self.door.is_learner(),
-<<<<<<< HEAD
             auth_enabled: views.auth.load().is_enabled(),
             raft: RaftCondition {
                 member_id: raft.member_id,
@@ -680,9 +679,6 @@ impl FrontDoor for Front {
                 leader: raft.leader.unwrap_or(0),
                 is_leader: raft.is_leader,
             },
-=======
-            needs_users: self.door.views().auth.load().is_enabled(),
->>>>>>> 86a2ff6 (Prove TLS with etcdctl, rotation under load and half-open connections; refuse the gateway to names of certificates)
         }
     }
 }

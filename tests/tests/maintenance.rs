@@ -196,7 +196,8 @@ fn a_full_member_is_emptied_as_operators_are_used_to() {
     let port = server.endpoint().rsplit_once(':').expect("host and port").1.parse().expect("a port");
     let fill = async |kv: &mut Kv, key: &str| {
         // Not to be compressed away.
-        let value = |n: u64| (0..40_000_u64).map(move |i| ((i ^ n << 20).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8);
+        let value =
+            |n: u64| (0..40_000_u64).map(move |i| ((i ^ n << 20).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8);
         for n in 0..10_000 {
             let put = pb::PutRequest { key: key.to_owned().into(), value: value(n).collect(), ..Default::default() };
             if let Err(status) = kv.put(put).await {

@@ -27,9 +27,6 @@ const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Kinds of alarm, by their numbers on the wire.
 const NO_SPACE: i32 = 1;
 const CORRUPT: i32 = 2;
-/// To those who might believe otherwise.
-const CERTIFICATE_NAME: &str = "the common name of a client certificate stands for nobody at the gateway: use a certificate \
-                                without one, and send a token\n";
 /// What a path spells out only percent-encoded, as Go writes it.
 const PATH: &AsciiSet = &CONTROLS
     .add(b' ')
@@ -101,12 +98,9 @@ async fn route<D: FrontDoor, B: Body<Data = Bytes> + 'static>(
     }
     let path = percent_decode_str(&path).decode_utf8_lossy();
     if has_gateway && path.starts_with(gateway::PREFIX) {
-        if caller.certificate_name.is_some() && thread.door.condition().needs_users {
-            return answer(StatusCode::BAD_REQUEST, TEXT, NAME_IGNORED);
-        }
         // The name of a certificate stands for nobody here, as in etcd.
         if caller.certificate_name.is_some() && thread.door.condition().auth_enabled {
-            return text(StatusCode::BAD_REQUEST, CERTIFICATE_NAME);
+            return text(StatusCode::BAD_REQUEST, NAME_IGNORED);
         }
         let context = Context { peer: caller.peer, ..Context::default() };
         if let Some(slot) = upgrade.filter(|_| websocket::is_wanted(&head.headers)) {

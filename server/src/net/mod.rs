@@ -19,8 +19,8 @@ mod http;
 mod http2;
 mod io;
 mod newcomers;
-mod reflection;
 mod pings;
+mod reflection;
 mod self_made;
 pub mod tls;
 
@@ -94,8 +94,6 @@ pub struct RaftCondition {
     /// 0: none is known.
     pub leader: u64,
     pub is_leader: bool,
-    /// Callers must say who they are.
-    pub needs_users: bool,
 }
 
 /// How net threads serve; fixed for the life of the member.

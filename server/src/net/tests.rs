@@ -161,12 +161,8 @@ impl FrontDoor for FakeDoor {
     fn condition(&self) -> Condition {
         let corrupt = self.seen.corrupt.load(Ordering::SeqCst) > 0;
         let alarms = corrupt.then_some(pb::AlarmMember { member_id: 1, alarm: 2 });
-<<<<<<< HEAD
         let auth_enabled = self.seen.auth.load(Ordering::SeqCst) > 0;
         Condition { alarms: alarms.into_iter().collect(), has_leader: true, auth_enabled, ..Condition::default() }
-=======
-        Condition { alarms: alarms.into_iter().collect(), has_leader: true, is_learner: false, needs_users: true }
->>>>>>> 86a2ff6 (Prove TLS with etcdctl, rotation under load and half-open connections; refuse the gateway to names of certificates)
     }
 }
 
