@@ -1,10 +1,15 @@
 //! Passwords: bcrypt on threads of its own, so that a flood of logins costs nobody else anything. Bounded at both ends, and
 //! a caller that goes away takes its work with it. Does not know users, and never logs or shows a password.
+//!
+//! Who comes when there is no room is asked to wait for a moment, tried once more and then refused: answered at once, a
+//! flood would only come back faster, and be a burden as requests if not as passwords.
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
@@ -37,19 +42,25 @@ impl Drop for Handle {
 }
 
 struct Shared {
+    refusal_delay: Duration,
     queue: Mutex<Queue>,
     work_came: Condvar,
+    /// Callers for whom there was no room, at most `PASSWORDS_DELAYED_MAX`.
+    delayed: AtomicUsize,
 }
 
 /// Invariants: `jobs.len() <= PASSWORD_QUEUE_MAX`; of one account at most `PASSWORDS_PER_ACCOUNT_MAX`.
 #[derive(Default)]
 struct Queue {
     jobs: VecDeque<Job>,
+    /// Whose password was looked at last.
+    served: Option<String>,
     closed: bool,
 }
 
 struct Job {
-    password: Zeroizing<String>,
+    /// At most 72 bytes: the rest of a longer one is not looked at and not kept.
+    password: Zeroizing<Vec<u8>>,
     what: What,
 }
 
@@ -87,11 +98,16 @@ impl PasswordPool {
     /// Starts the threads: one for four cores, and one at least.
     pub fn start() -> io::Result<Self> {
         let cores = thread::available_parallelism().map_or(1, usize::from);
-        Self::with_threads((cores / 4).clamp(1, limits::PASSWORD_THREADS_MAX))
+        Self::with_threads((cores / 4).clamp(1, limits::PASSWORD_THREADS_MAX), limits::PASSWORD_REFUSAL_DELAY)
     }
 
-    fn with_threads(count: usize) -> io::Result<Self> {
-        let shared = Arc::new(Shared { queue: Mutex::default(), work_came: Condvar::new() });
+    fn with_threads(count: usize, refusal_delay: Duration) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            refusal_delay,
+            queue: Mutex::default(),
+            work_came: Condvar::new(),
+            delayed: AtomicUsize::new(0),
+        });
         let pool = Self { shared: Arc::new(Handle(shared.clone())) };
         for number in 0..count {
             let shared = shared.clone();
@@ -103,15 +119,23 @@ impl PasswordPool {
         Ok(pool)
     }
 
-    /// Takes a job if there is room for it, in all and for its account.
-    fn submit(&self, job: Job) -> Result<(), Error> {
+    /// Takes a job, after a moment if there is no room for it, or refuses it.
+    async fn enter(&self, job: Job) -> Result<(), Error> {
+        let Err(job) = self.submit(job) else { return Ok(()) };
+        let _place = Delayed::enter(&self.shared.0.delayed)?;
+        tokio::time::sleep(self.shared.0.refusal_delay).await;
+        self.submit(job).map_err(|_| Error::TooManyRequests)
+    }
+
+    /// Takes a job if there is room for it, in all and for its account; else gives it back.
+    fn submit(&self, job: Job) -> Result<(), Job> {
         let shared = &self.shared.0;
         let mut queue = shared.queue.lock();
         if queue.is_full_for(&job) {
             // Those who went away have held their places long enough.
             queue.jobs.retain(Job::is_wanted);
             if queue.is_full_for(&job) {
-                return Err(Error::TooManyRequests);
+                return Err(job);
             }
         }
         queue.jobs.push_back(job);
@@ -121,7 +145,35 @@ impl PasswordPool {
     }
 }
 
+/// One of those who wait to be refused; given back also by a caller that goes away.
+struct Delayed<'a>(&'a AtomicUsize);
+
+impl<'a> Delayed<'a> {
+    fn enter(delayed: &'a AtomicUsize) -> Result<Self, Error> {
+        let more = |count| (count < limits::PASSWORDS_DELAYED_MAX).then_some(count + 1);
+        match delayed.try_update(Ordering::Relaxed, Ordering::Relaxed, more) {
+            Ok(_) => Ok(Self(delayed)),
+            Err(_) => Err(Error::TooManyRequests),
+        }
+    }
+}
+
+impl Drop for Delayed<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Queue {
+    /// The job that came first, but no account twice while another one waits.
+    fn next(&mut self) -> Option<Job> {
+        let served = self.served.take();
+        let other = self.jobs.iter().position(|job| job.account().is_none() || job.account() != served.as_deref());
+        let job = self.jobs.remove(other.unwrap_or(0))?;
+        self.served = job.account().map(str::to_owned);
+        Some(job)
+    }
+
     fn is_full_for(&self, job: &Job) -> bool {
         if self.jobs.len() >= limits::PASSWORD_QUEUE_MAX {
             return true;
@@ -141,12 +193,12 @@ pub fn effective_cost(cost: u32) -> u32 {
 /// # Errors
 /// [`Error::PasswordTooLong`]; [`Error::TooManyRequests`] when too many wait already.
 pub async fn hash(pool: &PasswordPool, password: String, cost: u32) -> Result<String, Error> {
-    let password = Zeroizing::new(password);
+    let password = Zeroizing::new(password.into_bytes());
     if password.len() > PASSWORD_BYTES_MAX {
         return Err(Error::PasswordTooLong);
     }
     let (reply, answer) = oneshot::channel();
-    pool.submit(Job { password, what: What::Hash { cost: effective_cost(cost), reply } })?;
+    pool.enter(Job { password, what: What::Hash { cost: effective_cost(cost), reply } }).await?;
     answer.await.unwrap_or(Err(Error::Stopped))
 }
 
@@ -155,8 +207,11 @@ pub async fn hash(pool: &PasswordPool, password: String, cost: u32) -> Result<St
 /// # Errors
 /// [`Error::TooManyRequests`] when too many wait already, in all or for this account.
 pub async fn verify(pool: &PasswordPool, password: String, hash: String) -> Result<bool, Error> {
+    let password = Zeroizing::new(password.into_bytes());
+    let looked_at = Zeroizing::new(password[..password.len().min(PASSWORD_BYTES_MAX)].to_vec());
+    drop(password);
     let (reply, answer) = oneshot::channel();
-    pool.submit(Job { password: Zeroizing::new(password), what: What::Verify { hash, reply } })?;
+    pool.enter(Job { password: looked_at, what: What::Verify { hash, reply } }).await?;
     answer.await.unwrap_or(Err(Error::Stopped))
 }
 
@@ -168,7 +223,7 @@ fn work(shared: &Shared) {
                 queue.jobs.clear();
                 return;
             }
-            match queue.jobs.pop_front() {
+            match queue.next() {
                 Some(job) => break job,
                 None => shared.work_came.wait(&mut queue),
             }
@@ -188,13 +243,13 @@ fn lower_priority() {
 }
 
 /// With the version letter that etcd writes.
-fn hash_now(password: &str, cost: u32) -> Result<String, Error> {
+fn hash_now(password: &[u8], cost: u32) -> Result<String, Error> {
     let parts = bcrypt::hash_with_result(password, cost);
     let parts = parts.map_err(|error| Error::Internal(format!("bcrypt: {error}")))?;
     Ok(parts.format_for_version(bcrypt::Version::TwoA))
 }
 
-fn verify_now(password: &str, hash: &str) -> bool {
+fn verify_now(password: &[u8], hash: &str) -> bool {
     bcrypt::verify(password, hash).unwrap_or(false)
 }
 
@@ -205,13 +260,15 @@ mod tests {
 
     use super::*;
 
+    const DELAY: Duration = Duration::from_millis(50);
+
     fn on_runtime<T>(test: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(test)
+        tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime").block_on(test)
     }
 
     /// A pool whose jobs nobody does.
     fn idle() -> PasswordPool {
-        PasswordPool::with_threads(0).expect("no threads")
+        PasswordPool::with_threads(0, DELAY).expect("no threads")
     }
 
     #[test]
@@ -235,9 +292,9 @@ mod tests {
     #[test]
     fn hashes_are_those_of_other_implementations() {
         // Of the test vectors that came with the original implementation.
-        assert!(verify_now("U*U", "$2a$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW"));
-        assert!(verify_now("", "$2a$05$CCCCCCCCCCCCCCCCCCCCC.7uG0VCzI2bS7j6ymqJi9CdcdxiRTWNy"));
-        assert!(!verify_now("U*V", "$2a$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW"));
+        assert!(verify_now(b"U*U", "$2a$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW"));
+        assert!(verify_now(b"", "$2a$05$CCCCCCCCCCCCCCCCCCCCC.7uG0VCzI2bS7j6ymqJi9CdcdxiRTWNy"));
+        assert!(!verify_now(b"U*V", "$2a$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW"));
     }
 
     #[test]
@@ -262,17 +319,53 @@ mod tests {
                 .collect();
             assert!(first.iter_mut().all(|waits| waits.now_or_never().is_none()));
             let alice = || verify(&pool, "x".into(), "alice".into());
-            assert_eq!(alice().now_or_never(), Some(Err(Error::TooManyRequests)));
+            assert_eq!(alice().await, Err(Error::TooManyRequests));
             let mut others: Vec<_> = (limits::PASSWORDS_PER_ACCOUNT_MAX..limits::PASSWORD_QUEUE_MAX)
                 .map(|number| Box::pin(verify(&pool, "x".into(), number.to_string())))
                 .collect();
             assert!(others.iter_mut().all(|waits| waits.now_or_never().is_none()), "places are left for others");
-            assert_eq!(verify(&pool, "x".into(), "bob".into()).now_or_never(), Some(Err(Error::TooManyRequests)));
-            assert_eq!(hash(&pool, "x".into(), 4).now_or_never(), Some(Err(Error::TooManyRequests)));
+            assert_eq!(verify(&pool, "x".into(), "bob".into()).await, Err(Error::TooManyRequests));
+            assert_eq!(hash(&pool, "x".into(), 4).await, Err(Error::TooManyRequests));
             first.pop();
             let mut next = Box::pin(alice());
             assert_eq!((&mut next).now_or_never(), None, "who has gone has made room");
+            assert_eq!(pool.shared.0.delayed.load(Ordering::Relaxed), 0);
         });
+    }
+
+    #[test]
+    fn who_is_refused_has_waited_unless_too_many_do() {
+        on_runtime(async {
+            let pool = idle();
+            let mut places: Vec<_> = (0..limits::PASSWORDS_PER_ACCOUNT_MAX)
+                .map(|_| Box::pin(verify(&pool, "x".into(), "alice".into())))
+                .collect();
+            assert!(places.iter_mut().all(|waits| waits.now_or_never().is_none()));
+            let begun = tokio::time::Instant::now();
+            let crowd = (0..limits::PASSWORDS_DELAYED_MAX).map(|_| verify(&pool, "x".into(), "alice".into()));
+            let mut crowd: Vec<_> = crowd.map(Box::pin).collect();
+            assert!(crowd.iter_mut().all(|waits| waits.now_or_never().is_none()));
+            let one_more = verify(&pool, "x".into(), "alice".into()).now_or_never();
+            assert_eq!(one_more, Some(Err(Error::TooManyRequests)), "at once");
+            let refused = join_all(crowd).await;
+            assert!(refused.iter().all(|result| result == &Err(Error::TooManyRequests)));
+            assert!(begun.elapsed() >= DELAY);
+            assert_eq!(pool.shared.0.delayed.load(Ordering::Relaxed), 0);
+        });
+    }
+
+    #[test]
+    fn accounts_take_turns() {
+        let (mut queue, mut waiting) = (Queue::default(), Vec::new());
+        for hash in ["a", "a", "a", "b", "c", "a", "b"] {
+            let (reply, answer) = oneshot::channel();
+            waiting.push(answer);
+            let what = What::Verify { hash: hash.into(), reply };
+            queue.jobs.push_back(Job { password: Zeroizing::default(), what });
+        }
+        let order: Vec<_> =
+            std::iter::from_fn(|| queue.next()).filter_map(|job| job.account().map(str::to_owned)).collect();
+        assert_eq!(order, ["a", "b", "a", "b", "a", "c", "a"]);
     }
 
     #[test]
@@ -283,7 +376,7 @@ mod tests {
             let waiting: Vec<_> = (0..50).map(|number| verify(&pool, "x".into(), format!("{number}"))).collect();
             assert!(join_all(waiting).await.iter().all(|result| result == &Ok(false)));
             drop(pool);
-            let patience = std::time::Instant::now() + std::time::Duration::from_secs(20);
+            let patience = std::time::Instant::now() + Duration::from_secs(20);
             while shared.strong_count() > 0 {
                 assert!(std::time::Instant::now() < patience, "a thread is still there");
                 thread::yield_now();
