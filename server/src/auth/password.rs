@@ -59,8 +59,7 @@ struct Queue {
 }
 
 struct Job {
-    /// At most 72 bytes: the rest of a longer one is not looked at and not kept.
-    password: Zeroizing<Vec<u8>>,
+    password: Secret,
     what: What,
 }
 
@@ -88,8 +87,8 @@ impl Job {
     /// Nobody is told of a failure whose caller has gone.
     fn run(self) {
         match self.what {
-            What::Hash { cost, reply } => drop(reply.send(hash_now(&self.password, cost))),
-            What::Verify { hash, reply } => drop(reply.send(Ok(verify_now(&self.password, &hash)))),
+            What::Hash { cost, reply } => drop(reply.send(hash_now(&self.password.0, cost))),
+            What::Verify { hash, reply } => drop(reply.send(Ok(verify_now(&self.password.0, &hash)))),
         }
     }
 }
@@ -188,13 +187,25 @@ pub fn effective_cost(cost: u32) -> u32 {
     if COSTS.contains(&cost) { cost } else { COST_DEFAULT }
 }
 
+/// What bcrypt looks at of a password, and forgets when dropped: who waits for an answer must not hold a megabyte.
+#[derive(Clone, Default)]
+pub struct Secret(Zeroizing<Vec<u8>>);
+
+impl From<String> for Secret {
+    fn from(password: String) -> Self {
+        let password = Zeroizing::new(password.into_bytes());
+        Self(Zeroizing::new(password[..password.len().min(PASSWORD_BYTES_MAX)].to_vec()))
+    }
+}
+
 /// The bcrypt text of a password. A `cost` out of bounds counts as 10.
 ///
 /// # Errors
 /// [`Error::PasswordTooLong`]; [`Error::TooManyRequests`] when too many wait already.
 pub async fn hash(pool: &PasswordPool, password: String, cost: u32) -> Result<String, Error> {
-    let password = Zeroizing::new(password.into_bytes());
-    if password.len() > PASSWORD_BYTES_MAX {
+    let is_too_long = password.len() > PASSWORD_BYTES_MAX;
+    let password = Secret::from(password);
+    if is_too_long {
         return Err(Error::PasswordTooLong);
     }
     let (reply, answer) = oneshot::channel();
@@ -206,12 +217,9 @@ pub async fn hash(pool: &PasswordPool, password: String, cost: u32) -> Result<St
 ///
 /// # Errors
 /// [`Error::TooManyRequests`] when too many wait already, in all or for this account.
-pub async fn verify(pool: &PasswordPool, password: String, hash: String) -> Result<bool, Error> {
-    let password = Zeroizing::new(password.into_bytes());
-    let looked_at = Zeroizing::new(password[..password.len().min(PASSWORD_BYTES_MAX)].to_vec());
-    drop(password);
+pub async fn verify(pool: &PasswordPool, password: Secret, hash: String) -> Result<bool, Error> {
     let (reply, answer) = oneshot::channel();
-    pool.enter(Job { password: looked_at, what: What::Verify { hash, reply } }).await?;
+    pool.enter(Job { password, what: What::Verify { hash, reply } }).await?;
     answer.await.unwrap_or(Err(Error::Stopped))
 }
 
@@ -262,6 +270,10 @@ mod tests {
 
     const DELAY: Duration = Duration::from_millis(50);
 
+    fn secret(password: &str) -> Secret {
+        password.to_owned().into()
+    }
+
     fn on_runtime<T>(test: impl Future<Output = T>) -> T {
         tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime").block_on(test)
     }
@@ -277,14 +289,14 @@ mod tests {
             let pool = PasswordPool::start().expect("threads");
             let text = hash(&pool, "correct horse".into(), 4).await.expect("hashes");
             assert!(text.starts_with("$2a$04$") && text.len() == 60, "{text}");
-            assert_eq!(verify(&pool, "correct horse".into(), text.clone()).await, Ok(true));
+            assert_eq!(verify(&pool, secret("correct horse"), text.clone()).await, Ok(true));
             for wrong in ["", "correct hors", "correct horse ", "Correct horse"] {
-                assert_eq!(verify(&pool, wrong.into(), text.clone()).await, Ok(false), "{wrong:?}");
+                assert_eq!(verify(&pool, secret(wrong), text.clone()).await, Ok(false), "{wrong:?}");
             }
             let again = hash(&pool, "correct horse".into(), 4).await.expect("hashes");
             assert_ne!(text, again, "salted");
             for broken in ["", "$2a$04$", "plain", "$2a$99$xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"] {
-                assert_eq!(verify(&pool, "correct horse".into(), broken.into()).await, Ok(false), "{broken:?}");
+                assert_eq!(verify(&pool, secret("correct horse"), broken.into()).await, Ok(false), "{broken:?}");
             }
         });
     }
@@ -303,8 +315,12 @@ mod tests {
             let pool = PasswordPool::start().expect("threads");
             let longest = "x".repeat(PASSWORD_BYTES_MAX);
             let text = hash(&pool, longest.clone(), 4).await.expect("72 bytes are fine");
-            assert_eq!(verify(&pool, longest.clone(), text.clone()).await, Ok(true));
-            assert_eq!(verify(&pool, format!("{longest}y"), text).await, Ok(true), "the rest is not looked at");
+            assert_eq!(verify(&pool, secret(&longest), text.clone()).await, Ok(true));
+            assert_eq!(
+                verify(&pool, secret(&format!("{longest}y")), text).await,
+                Ok(true),
+                "the rest is not looked at"
+            );
             assert_eq!(hash(&pool, format!("{longest}y"), 4).await, Err(Error::PasswordTooLong));
         });
         assert_eq!([0, 3, 4, 10, 31, 32].map(effective_cost), [10, 10, 4, 10, 31, 10]);
@@ -315,16 +331,16 @@ mod tests {
         on_runtime(async {
             let pool = idle();
             let mut first: Vec<_> = (0..limits::PASSWORDS_PER_ACCOUNT_MAX)
-                .map(|_| Box::pin(verify(&pool, "x".into(), "alice".into())))
+                .map(|_| Box::pin(verify(&pool, secret("x"), "alice".into())))
                 .collect();
             assert!(first.iter_mut().all(|waits| waits.now_or_never().is_none()));
-            let alice = || verify(&pool, "x".into(), "alice".into());
+            let alice = || verify(&pool, secret("x"), "alice".into());
             assert_eq!(alice().await, Err(Error::TooManyRequests));
             let mut others: Vec<_> = (limits::PASSWORDS_PER_ACCOUNT_MAX..limits::PASSWORD_QUEUE_MAX)
-                .map(|number| Box::pin(verify(&pool, "x".into(), number.to_string())))
+                .map(|number| Box::pin(verify(&pool, secret("x"), number.to_string())))
                 .collect();
             assert!(others.iter_mut().all(|waits| waits.now_or_never().is_none()), "places are left for others");
-            assert_eq!(verify(&pool, "x".into(), "bob".into()).await, Err(Error::TooManyRequests));
+            assert_eq!(verify(&pool, secret("x"), "bob".into()).await, Err(Error::TooManyRequests));
             assert_eq!(hash(&pool, "x".into(), 4).await, Err(Error::TooManyRequests));
             first.pop();
             let mut next = Box::pin(alice());
@@ -338,14 +354,14 @@ mod tests {
         on_runtime(async {
             let pool = idle();
             let mut places: Vec<_> = (0..limits::PASSWORDS_PER_ACCOUNT_MAX)
-                .map(|_| Box::pin(verify(&pool, "x".into(), "alice".into())))
+                .map(|_| Box::pin(verify(&pool, secret("x"), "alice".into())))
                 .collect();
             assert!(places.iter_mut().all(|waits| waits.now_or_never().is_none()));
             let begun = tokio::time::Instant::now();
-            let crowd = (0..limits::PASSWORDS_DELAYED_MAX).map(|_| verify(&pool, "x".into(), "alice".into()));
+            let crowd = (0..limits::PASSWORDS_DELAYED_MAX).map(|_| verify(&pool, secret("x"), "alice".into()));
             let mut crowd: Vec<_> = crowd.map(Box::pin).collect();
             assert!(crowd.iter_mut().all(|waits| waits.now_or_never().is_none()));
-            let one_more = verify(&pool, "x".into(), "alice".into()).now_or_never();
+            let one_more = verify(&pool, secret("x"), "alice".into()).now_or_never();
             assert_eq!(one_more, Some(Err(Error::TooManyRequests)), "at once");
             let refused = join_all(crowd).await;
             assert!(refused.iter().all(|result| result == &Err(Error::TooManyRequests)));
@@ -361,7 +377,7 @@ mod tests {
             let (reply, answer) = oneshot::channel();
             waiting.push(answer);
             let what = What::Verify { hash: hash.into(), reply };
-            queue.jobs.push_back(Job { password: Zeroizing::default(), what });
+            queue.jobs.push_back(Job { password: Secret::default(), what });
         }
         let order: Vec<_> =
             std::iter::from_fn(|| queue.next()).filter_map(|job| job.account().map(str::to_owned)).collect();
@@ -373,7 +389,7 @@ mod tests {
         on_runtime(async {
             let pool = PasswordPool::start().expect("threads");
             let shared = Arc::downgrade(&pool.shared.0);
-            let waiting: Vec<_> = (0..50).map(|number| verify(&pool, "x".into(), format!("{number}"))).collect();
+            let waiting: Vec<_> = (0..50).map(|number| verify(&pool, secret("x"), format!("{number}"))).collect();
             assert!(join_all(waiting).await.iter().all(|result| result == &Ok(false)));
             drop(pool);
             let patience = std::time::Instant::now() + Duration::from_secs(20);

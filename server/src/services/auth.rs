@@ -44,6 +44,7 @@ impl Door {
     /// What has changed meanwhile counts: the password may be another one by now.
     async fn authenticate(&self, request: pb::AuthenticateRequest) -> Result<pb::AuthenticateResponse, Error> {
         let pb::AuthenticateRequest { name, password } = request;
+        let password = password::Secret::from(password);
         for _ in 0..limits::AUTHENTICATE_TRIES_MAX {
             let (auth_revision, hash) = self.password_hash(&name)?;
             if !password::verify(&self.member().passwords, password.clone(), hash).await? {
