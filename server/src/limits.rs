@@ -203,6 +203,9 @@ pub const SIMPLE_TOKEN_TTL: Duration = Duration::from_secs(300);
 /// Simple tokens of one member, some 250 bytes each; one more takes the place of one that was not used lately. With
 /// passwords at their default price a core checks fewer than 10,000 within the life of a token.
 pub const TOKENS_MAX: usize = 65_536;
+/// Requests of one net thread whose token says that it comes from a login which is not known yet. Each may hold the
+/// largest message; more are refused at once.
+pub const TOKEN_WAITS_MAX: usize = 64;
 /// Life of a JSON web token, unless set.
 pub const JWT_TTL: Duration = Duration::from_secs(300);
 /// Largest JSON web token that is looked at.
@@ -213,8 +216,11 @@ pub const JWT_CACHE_MAX: usize = 4096;
 pub const KEY_FILE_BYTES_MAX: u64 = 1 << 20;
 /// Threads that hash passwords.
 pub const PASSWORD_THREADS_MAX: usize = 4;
-/// Their niceness: a core that has anything else to do gives them a seventieth of its time.
-pub const PASSWORD_NICE: i32 = 19;
+/// Their niceness: a core that has something else to do gives them a tenth of its time. Less, and nobody could log in to a
+/// member that has its hands full.
+pub const PASSWORD_NICE: i32 = 10;
+/// How long a password may wait for its turn; who waited longer is refused, as nobody listens any more.
+pub const PASSWORD_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Passwords that wait to be hashed or checked: what one thread gets done within a request's timeout at the default
 /// price, 55 ms each. More are refused, as they would wait in vain.
 pub const PASSWORD_QUEUE_MAX: usize = 128;

@@ -184,6 +184,9 @@ fn a_simple_token_that_is_over_counts_no_more() {
     });
 }
 
+/// Well below the time that somebody waits.
+const AT_ONCE: Duration = Duration::from_secs(3);
+
 /// A token of a login that this member has not applied yet waits for it, and is refused if it turns out not to exist.
 #[test]
 fn a_token_from_the_future_waits() {
@@ -210,6 +213,13 @@ fn a_token_from_the_future_waits() {
             let headers = vec![("token", Bytes::from_static(b"abcdefghijklmnop.18446744073709551615"))];
             let forever = tokio::time::timeout(Duration::from_millis(300), world.ask(&headers, &asked)).await;
             assert!(forever.is_err(), "answered {forever:?}");
+            if program.dialect == Dialect::Daymark {
+                // Nor may they pile up: each needs no password, and its request waits with it.
+                let many = (0..100).map(|_| tokio::time::timeout(AT_ONCE, world.ask(&headers, &asked)));
+                let many = futures_util::future::join_all(many).await;
+                let refused = many.iter().filter(|answer| answer.is_ok()).count();
+                assert!((20..100).contains(&refused), "{refused} of 100 are refused at once");
+            }
             world.ask(&root, &asked).await.expect("others go on");
         });
     }

@@ -119,6 +119,9 @@ pub fn leases_of(command: &Command) -> SmallVec<[i64; 2]> {
         Command::Alarm(_) | Command::MemberAttributes(_) | Command::MemberUpdate(_) | Command::Auth(_) => {}
     }
     leases.retain(|lease| *lease != 0);
+    // The keys of each are looked at once, however many operations name it.
+    leases.sort_unstable();
+    leases.dedup();
     leases
 }
 

@@ -9,7 +9,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
@@ -25,8 +25,7 @@ const COSTS: std::ops::RangeInclusive<u32> = 4..=31;
 /// The price etcd falls back to.
 const COST_DEFAULT: u32 = 10;
 
-/// The threads that hash. They have the lowest priority of all but idle ones: what they do is to be slow anyway, and every
-/// other thread goes first. Cloning gives another handle; the threads end with the last one.
+/// The threads that hash. Their priority is low: what they do is to be slow anyway, and every other thread goes first. Cloning gives another handle; the threads end with the last one.
 #[derive(Clone)]
 pub struct PasswordPool {
     shared: Arc<Handle>,
@@ -61,6 +60,7 @@ struct Queue {
 struct Job {
     password: Secret,
     what: What,
+    since: Instant,
 }
 
 enum What {
@@ -81,6 +81,14 @@ impl Job {
         match &self.what {
             What::Hash { .. } => None,
             What::Verify { hash, .. } => Some(hash),
+        }
+    }
+
+    /// For who has waited too long.
+    fn refuse(self) {
+        match self.what {
+            What::Hash { reply, .. } => drop(reply.send(Err(Error::TooManyRequests))),
+            What::Verify { reply, .. } => drop(reply.send(Err(Error::TooManyRequests))),
         }
     }
 
@@ -209,7 +217,8 @@ pub async fn hash(pool: &PasswordPool, password: String, cost: u32) -> Result<St
         return Err(Error::PasswordTooLong);
     }
     let (reply, answer) = oneshot::channel();
-    pool.enter(Job { password, what: What::Hash { cost: effective_cost(cost), reply } }).await?;
+    let what = What::Hash { cost: effective_cost(cost), reply };
+    pool.enter(Job { password, what, since: Instant::now() }).await?;
     answer.await.unwrap_or(Err(Error::Stopped))
 }
 
@@ -219,7 +228,7 @@ pub async fn hash(pool: &PasswordPool, password: String, cost: u32) -> Result<St
 /// [`Error::TooManyRequests`] when too many wait already, in all or for this account.
 pub async fn verify(pool: &PasswordPool, password: Secret, hash: String) -> Result<bool, Error> {
     let (reply, answer) = oneshot::channel();
-    pool.enter(Job { password, what: What::Verify { hash, reply } }).await?;
+    pool.enter(Job { password, what: What::Verify { hash, reply }, since: Instant::now() }).await?;
     answer.await.unwrap_or(Err(Error::Stopped))
 }
 
@@ -237,7 +246,9 @@ fn work(shared: &Shared) {
             }
         };
         drop(queue);
-        if job.is_wanted() {
+        if job.since.elapsed() > limits::PASSWORD_WAIT_MAX {
+            job.refuse();
+        } else if job.is_wanted() {
             job.run();
         }
     }
@@ -377,7 +388,7 @@ mod tests {
             let (reply, answer) = oneshot::channel();
             waiting.push(answer);
             let what = What::Verify { hash: hash.into(), reply };
-            queue.jobs.push_back(Job { password: Secret::default(), what });
+            queue.jobs.push_back(Job { password: Secret::default(), what, since: Instant::now() });
         }
         let order: Vec<_> =
             std::iter::from_fn(|| queue.next()).filter_map(|job| job.account().map(str::to_owned)).collect();
@@ -392,9 +403,9 @@ mod tests {
             let waiting: Vec<_> = (0..50).map(|number| verify(&pool, secret("x"), format!("{number}"))).collect();
             assert!(join_all(waiting).await.iter().all(|result| result == &Ok(false)));
             drop(pool);
-            let patience = std::time::Instant::now() + Duration::from_secs(20);
+            let patience = Instant::now() + Duration::from_secs(20);
             while shared.strong_count() > 0 {
-                assert!(std::time::Instant::now() < patience, "a thread is still there");
+                assert!(Instant::now() < patience, "a thread is still there");
                 thread::yield_now();
             }
         });

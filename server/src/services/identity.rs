@@ -175,7 +175,9 @@ impl Door {
         if let Known::Caller(caller) = self.identify_now(context)? {
             return Ok(caller);
         }
-        // This one does not. As etcd, which waits for its index as long as the caller does, but not for ever.
+        // This one does not. As etcd, which waits for its index as long as the caller does, but not for ever, and not
+        // for any number of callers: they need no password for it, and their requests wait with them.
+        let Ok(_place) = self.token_waits.try_acquire() else { return Err(Error::InvalidAuthToken) };
         tokio::time::sleep(self.member().settings.request_timeout()).await;
         Err(Error::InvalidAuthToken)
     }

@@ -39,6 +39,7 @@ use daymark_raft::Handle;
 use daymark_storage::mvcc::Keyspace;
 use futures_util::FutureExt;
 use prost::Message;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use daymark_api::etcdserverpb as pb;
@@ -137,6 +138,8 @@ pub struct Door {
     engine: RefCell<Option<Rc<RefCell<Engine>>>>,
     /// Candidates for locks and elections that wait on this thread.
     waiting: queue::Waiting,
+    /// Room for callers whose token nobody knows yet.
+    token_waits: Semaphore,
     /// Itself, for work that outlives the call that it belongs to.
     this: Weak<Self>,
 }
@@ -159,6 +162,7 @@ impl Door {
             readers: RefCell::default(),
             engine: RefCell::default(),
             waiting: queue::Waiting::default(),
+            token_waits: Semaphore::new(limits::TOKEN_WAITS_MAX),
             this: this.clone(),
         })
     }
