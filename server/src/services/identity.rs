@@ -120,7 +120,7 @@ impl Door {
             return Ok(());
         }
         keys.into_iter().try_for_each(|key| permit_key(&table, caller, right, key))?;
-        authorize::confirm(&table, caller)
+        self.unchanged(&table)
     }
 
     /// Whether the caller may write every key that is attached to a lease, and so decide how long they live.
@@ -161,7 +161,13 @@ impl Door {
                 })
                 .await?;
         }
-        self.confirm(caller)
+        self.unchanged(&table)
+    }
+
+    /// Fails if users or rights have changed since `table` was looked at. How old the caller's token is does not matter as
+    /// long as no key was asked for, as in etcd.
+    fn unchanged(&self, table: &AuthTable) -> Result<(), Error> {
+        if self.views().auth.load().revision() == table.revision() { Ok(()) } else { Err(Error::OldAuthRevision) }
     }
 
     /// Who calls: by token, else by certificate. Nobody while authentication is disabled; a caller who has been admitted
