@@ -333,6 +333,8 @@ impl Engine {
     }
 
     fn handle_cancel(&mut self, stream: StreamId, watch_id: i64) {
+        // As in etcd, what was acknowledged before the client cancelled still comes first.
+        self.take_applied();
         let Some(state) = self.streams.get_mut(stream.0) else { return };
         let Entry::Occupied(watcher) = state.watchers.entry(watch_id) else { return };
         let watcher = watcher.remove();

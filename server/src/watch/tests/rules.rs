@@ -621,6 +621,19 @@ fn one_far_behind_does_not_keep_others_waiting() {
 // 8.3 cancel and compaction
 
 #[test]
+fn what_was_published_before_a_cancel_comes_before_its_answer() {
+    let mut world = World::new();
+    let client = world.open();
+    client.create(on_key("a"));
+    world.turn();
+    reads(&client, &["created 0 @1"]);
+    world.put("a", "1");
+    // The thread has not looked into its mailbox yet.
+    client.cancel(0);
+    reads(&client, &["events 0 @2: a=1 #2", "canceled 0 @2"]);
+}
+
+#[test]
 fn cancel_is_answered_once_and_ends_the_events() {
     let mut world = World::new();
     let client = world.open();
