@@ -178,6 +178,7 @@ const SESSION_EXPIRED: &str = "mutex: session is expired";
 
 /// Texts of `server/src/error.rs` that no row asks for, each with the reason.
 const NOT_ASKED: &[(&str, &str)] = &[
+    ("daymark: a reflection request must ask something", "etcd has no reflection"),
     (SESSION_EXPIRED, "a test of its own: a_lock_that_lost_its_place_is_told"),
     ("etcdserver: too many requests", "needs an apply thread that is 5000 entries behind"),
     ("not a primary lessor", "needs a leader without its quorum, so several members"),

@@ -178,15 +178,19 @@ fn certificates_rotate_under_load_without_a_failed_request() {
                 })
             })
             .collect();
-        for _ in 0..rotations {
+        for rotation in 0..rotations {
             let before = requests.load(Ordering::Relaxed);
             let (certificate, key) = authority.make("server", |_| {});
             pki::replace(&authority.path("server.pem"), certificate);
             tokio::time::sleep(Duration::from_millis(30)).await;
             pki::replace(&authority.path("server.key"), key);
-            // Until clients have connected with it.
-            while requests.load(Ordering::Relaxed) < before + 100 {
-                tokio::time::sleep(Duration::from_millis(5)).await;
+            // Until it is taken, and clients have connected with it.
+            for _ in 0..500 {
+                let reloads = server.log().matches("reloaded TLS certificates").count();
+                if reloads > rotation && requests.load(Ordering::Relaxed) >= before + 100 {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
         stop.store(true, Ordering::Relaxed);

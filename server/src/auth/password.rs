@@ -392,7 +392,7 @@ mod tests {
         }
         let order: Vec<_> =
             std::iter::from_fn(|| queue.next()).filter_map(|job| job.account().map(str::to_owned)).collect();
-        assert_eq!(order, ["a", "b", "a", "b", "a", "c", "a"]);
+        assert_eq!(order, ["a", "b", "a", "c", "a", "b", "a"], "the first of another account than the last one's");
     }
 
     #[test]

@@ -85,8 +85,9 @@ impl Lessor {
     pub fn renew(&self, id: i64, term: u64) -> Result<Renewal> {
         let now = self.now_ms();
         let mut times = self.times.lock();
-        self.follow(&mut times, now)?;
+        // In this order: a lease that is granted now has no renewals that only another leader knows of.
         times.lead(term, now, self.grace);
+        self.follow(&mut times, now)?;
         let renewal = times.renew(id, now);
         if matches!(renewal, Renewal::Renewed { .. }) {
             self.counts.renewed.fetch_add(1, Ordering::Relaxed);
@@ -108,8 +109,9 @@ impl Lessor {
     pub fn remaining(&self, id: i64, term: u64) -> Result<Option<Remaining>> {
         let now = self.now_ms();
         let mut times = self.times.lock();
-        self.follow(&mut times, now)?;
+        // In this order: a lease that is granted now has no renewals that only another leader knows of.
         times.lead(term, now, self.grace);
+        self.follow(&mut times, now)?;
         Ok(times.remaining(id, now))
     }
 
@@ -148,8 +150,9 @@ impl Lessor {
     pub fn take_checkpoints(&self, term: u64, max: usize) -> Result<LeaseCheckpoint> {
         let now = self.now_ms();
         let mut times = self.times.lock();
-        self.follow(&mut times, now)?;
+        // In this order: a lease that is granted now has no renewals that only another leader knows of.
         times.lead(term, now, self.grace);
+        self.follow(&mut times, now)?;
         Ok(times.take_checkpoints(now, max))
     }
 
@@ -162,8 +165,9 @@ impl Lessor {
     pub fn take_over(&self, term: u64, max: usize) -> Result<Vec<Due>> {
         let now = self.now_ms();
         let mut times = self.times.lock();
-        self.follow(&mut times, now)?;
+        // In this order: a lease that is granted now has no renewals that only another leader knows of.
         times.lead(term, now, self.grace);
+        self.follow(&mut times, now)?;
         Ok(times.take_over(now, max))
     }
 

