@@ -38,7 +38,7 @@ fn main() {
         let fact = LeaseFact { id: id(n), ttl_secs: 3, grant: n as u64, remaining_secs: 0 };
         views.leases.push(LeaseChange::Granted(fact));
         if (n as usize).is_multiple_of(PIECE) {
-            lessor.look().expect("looked");
+            lessor.look(None).expect("looked");
         }
     }
     report("grant", LEASES as u64, begun.elapsed());

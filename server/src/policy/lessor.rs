@@ -115,9 +115,15 @@ impl Lessor {
         Ok(times.remaining(id, now))
     }
 
-    /// Takes note of what has been published of leases: the time of those granted begins.
-    pub fn look(&self) -> Result<()> {
-        self.follow(&mut self.times.lock(), self.now_ms())
+    /// Takes note of what has been published of leases: the time of those granted begins. As leader of `term`, if this
+    /// member leads: what it has granted itself needs no grace.
+    pub fn look(&self, term: Option<u64>) -> Result<()> {
+        let now = self.now_ms();
+        let mut times = self.times.lock();
+        if let Some(term) = term {
+            times.lead(term, now, self.grace);
+        }
+        self.follow(&mut times, now)
     }
 
     /// Whether the lease is still there.

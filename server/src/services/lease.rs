@@ -36,7 +36,8 @@ impl Door {
         request.ttl = request.ttl.max(self.member().settings.lease_ttl_secs_min());
         let reply = self.propose(Kind::LeaseGrant, identity, &request).await?;
         // The lease's time begins now, not when the lessor looks next.
-        self.member().lessor.look()?;
+        let status = self.member().raft.status();
+        self.member().lessor.look(status.is_leader.then_some(status.term))?;
         Ok(reply)
     }
 
