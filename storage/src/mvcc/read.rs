@@ -161,7 +161,8 @@ pub(super) fn read_range(
 
 /// Number of keys of `range` at `revision`.
 pub(super) fn count(source: &Source<'_>, range: &KeyRange, revision: i64) -> Result<i64, ReadError> {
-    let count = count_while(source, range, revision, &mut || true)?;
+    let never_gives_up = &mut || true;
+    let count = count_while(source, range, revision, never_gives_up)?;
     Ok(count.expect("it went on to the end"))
 }
 
