@@ -19,5 +19,13 @@ if [ "$skipped" -gt 0 ]; then
     printf '\n!!! %s tests were SKIPPED and have shown nothing:\n' "$skipped"
     printf '%s\n' "$skips" | sort -u | sed 's/^/!!!   /'
 fi
+# A test binary that was killed or crashed has no result line of its own.
+started=$(grep -cE '^ *(Running|Doc-tests) ' "$log" || true)
+ended=$(grep -c '^test result: ' "$log" || true)
+if [ "$ended" -lt "$started" ]; then
+    printf '\n!!! %s of %s test binaries ended without a result (killed, or crashed): see "Caused by" above\n' \
+        "$((started - ended))" "$started"
+    failed=$((failed + started - ended))
+fi
 printf '\n%s passed, %s failed, %s skipped, %s ignored\n' "$((passed - skipped))" "$failed" "$skipped" "$ignored"
 [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]

@@ -26,6 +26,8 @@ const HEADER_BYTES: usize = 16;
 const ELEMENT_BYTES: usize = 16;
 /// Counts are 16 bits; some readers take the greatest for a mark.
 const ELEMENTS_MAX: usize = 0xfffe;
+/// With one element a page, each level would need another above it, without end.
+const BRANCH_ELEMENTS_MIN: usize = 2;
 /// Pages are gathered to so many bytes before they are written.
 const WRITE_BYTES: usize = 256 << 10;
 
@@ -167,7 +169,7 @@ impl<'a> Tree<'a> {
         assert!(!key.is_empty() && key > &self.last_key[..], "keys of a bucket ascend");
         self.last_key.clear();
         self.last_key.extend_from_slice(key);
-        if self.leaf.is_full_for(key.len() + value.len()) {
+        if self.leaf.is_full_for(key.len() + value.len(), 1) {
             let id = self.out.add(&self.leaf, LEAF)?;
             let first = self.leaf.take_first_key();
             self.put_branch(0, &first, id)?;
@@ -180,7 +182,7 @@ impl<'a> Tree<'a> {
         if level == self.branches.len() {
             self.branches.push(Page::default());
         }
-        if self.branches[level].is_full_for(first_key.len()) {
+        if self.branches[level].is_full_for(first_key.len(), BRANCH_ELEMENTS_MIN) {
             let id = self.out.add(&self.branches[level], BRANCH)?;
             let first = self.branches[level].take_first_key();
             self.put_branch(level + 1, &first, id)?;
@@ -221,10 +223,10 @@ struct Page {
 }
 
 impl Page {
-    /// Whether one more would not fit. A page of its own takes whatever there is.
-    fn is_full_for(&self, bytes: usize) -> bool {
+    /// Whether one more would not fit. The first `least` are taken whatever their size.
+    fn is_full_for(&self, bytes: usize, least: usize) -> bool {
         let filled = HEADER_BYTES + (self.elements.len() + 1) * ELEMENT_BYTES + self.data.len() + bytes;
-        !self.elements.is_empty() && (filled > PAGE_BYTES || self.elements.len() == ELEMENTS_MAX)
+        self.elements.len() >= least && (filled > PAGE_BYTES || self.elements.len() == ELEMENTS_MAX)
     }
 
     fn push(&mut self, element: Element, key: &[u8], value: &[u8]) {
