@@ -29,7 +29,7 @@ use crate::read_barrier::{ReadGate, ReadQueue};
 use crate::runtime::{self, Tasks};
 use crate::state_machine::{Apply, StateMachine};
 use crate::status::{self, Published};
-use crate::transport::NoPeers;
+use crate::transport::{NoPeers, PeerOptions, Peers};
 use crate::types::TypeConfig;
 
 type DaymarkRaft = Raft<TypeConfig, StateMachine>;
@@ -48,6 +48,8 @@ pub struct RaftOptions {
     pub bootstrap: Bootstrap,
     /// Moved by the apply thread after each applied batch.
     pub applied: AppliedProgress,
+    /// How it reaches other members, and what it answers them.
+    pub peers: PeerOptions,
 }
 
 /// Why raft did not start.
@@ -198,6 +200,7 @@ pub fn start(
     let timeout = config::propose_timeout(options.election);
     let shared = Arc::new(Shared::new(member_id, timeout, options.applied));
     let wal = options.wal;
+    let peers = Peers::new(options.identity, options.peers);
     let (opened, answer) = mpsc::sync_channel(1);
     let member = Member {
         shared: shared.clone(),
@@ -212,7 +215,7 @@ pub fn start(
     thread::Builder::new().name("raft".into()).spawn(move || run(member, &runtime, theirs, apply, on_fatal))?;
     let gone = || StartError::Open("the thread \"raft\" ended while it started".into());
     let metrics = answer.recv().map_err(|_| gone())??;
-    Ok(Handle::new(shared, wal, metrics, executor))
+    Ok(Handle::new(shared, wal, metrics, executor, peers))
 }
 
 struct Member {

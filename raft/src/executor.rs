@@ -52,6 +52,8 @@ pub(crate) struct Executor {
     /// All tasks that have not ended, to be dropped at the end: they and who wakes them hold each other.
     tasks: Mutex<HashMap<u64, Arc<Task>>>,
     next_id: AtomicU64,
+    /// Changed and looked at while `tasks` is locked.
+    is_closed: AtomicBool,
 }
 
 struct Task {
@@ -87,6 +89,7 @@ impl Executor {
             wake: Notify::new(),
             tasks: Mutex::default(),
             next_id: AtomicU64::new(0),
+            is_closed: AtomicBool::new(false),
         })
     }
 
@@ -122,7 +125,11 @@ impl Executor {
     pub(crate) fn close(self: &Arc<Self>) {
         let _current = self.enter();
         loop {
-            let tasks: Vec<_> = self.tasks.lock().drain().map(|(_, task)| task).collect();
+            let tasks: Vec<_> = {
+                let mut tasks = self.tasks.lock();
+                self.is_closed.store(true, Ordering::Relaxed);
+                tasks.drain().map(|(_, task)| task).collect()
+            };
             if tasks.is_empty() {
                 break;
             }
@@ -171,24 +178,41 @@ where
     F::Output: Send + 'static,
 {
     let executor = CURRENT.with_borrow(Option::clone).expect("raft's tasks are started by raft's tasks");
-    let (told, result) = oneshot::channel();
-    let body = async move {
-        let ended = AssertUnwindSafe(future).catch_unwind().await;
-        // Nobody may wait for it.
-        let _ = told.send(ended.map_err(|panic| JoinError::Panicked(panic_text(&*panic))));
-    };
-    let id = executor.next_id.fetch_add(1, Ordering::Relaxed);
-    let task = Arc::new(Task {
-        id,
-        executor: Arc::downgrade(&executor),
-        is_queued: AtomicBool::new(true),
-        // tokio's budget belongs to the task of tokio that happens to run this one: counting on it would starve both.
-        future: Mutex::new(Some(Box::pin(tokio::task::unconstrained(body)))),
-    });
-    let handle = JoinHandle { result, task: Arc::downgrade(&task) };
-    executor.tasks.lock().insert(id, task.clone());
-    executor.enqueue(task);
-    handle
+    executor.spawn(future)
+}
+
+impl Executor {
+    /// Starts a task from any thread. After [`close`](Self::close) it is dropped at once.
+    pub(crate) fn spawn<F>(self: &Arc<Self>, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let (told, result) = oneshot::channel();
+        let body = async move {
+            let ended = AssertUnwindSafe(future).catch_unwind().await;
+            // Nobody may wait for it.
+            let _ = told.send(ended.map_err(|panic| JoinError::Panicked(panic_text(&*panic))));
+        };
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let task = Arc::new(Task {
+            id,
+            executor: Arc::downgrade(self),
+            is_queued: AtomicBool::new(true),
+            // tokio's budget belongs to the task of tokio that happens to run this one: counting on it would starve both.
+            future: Mutex::new(Some(Box::pin(tokio::task::unconstrained(body)))),
+        });
+        let handle = JoinHandle { result, task: Arc::downgrade(&task) };
+        {
+            let mut tasks = self.tasks.lock();
+            if self.is_closed.load(Ordering::Relaxed) {
+                return handle;
+            }
+            tasks.insert(id, task.clone());
+        }
+        self.enqueue(task);
+        handle
+    }
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> String {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use openraft::Instant;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::metrics::RaftMetrics;
@@ -15,6 +16,7 @@ use crate::batch::{CommandBatch, ProposeError};
 use crate::driver::Shared;
 use crate::executor::Executor;
 use crate::status::RaftStatus;
+use crate::transport::{BoxFuture, CallError, PeerStream, Peers};
 use crate::types::TypeConfig;
 
 pub(crate) type Metrics = openraft::alias::WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>;
@@ -30,6 +32,7 @@ struct Inner {
     wal: Wal,
     metrics: Metrics,
     executor: Arc<Executor>,
+    peers: Arc<Peers>,
 }
 
 impl Drop for Inner {
@@ -40,8 +43,14 @@ impl Drop for Inner {
 }
 
 impl Handle {
-    pub(crate) fn new(shared: Arc<Shared>, wal: Wal, metrics: Metrics, executor: Arc<Executor>) -> Self {
-        Self { inner: Arc::new(Inner { shared, wal, metrics, executor }) }
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        wal: Wal,
+        metrics: Metrics,
+        executor: Arc<Executor>,
+        peers: Arc<Peers>,
+    ) -> Self {
+        Self { inner: Arc::new(Inner { shared, wal, metrics, executor, peers }) }
     }
 
     /// Hands a batch to the thread "raft"; it becomes one log entry. Does not block. The outcome reaches the waiter
@@ -138,6 +147,45 @@ impl Handle {
         self.inner.wal.released()
     }
 
+    /// Takes over a connection that another member has opened; what comes of it is logged. The stream must have been made
+    /// on the thread "raft" (see [`Self::spawn_io`]) or need no runtime.
+    pub fn accept_peer(&self, stream: PeerStream) {
+        let peers = self.inner.peers.clone();
+        self.inner.executor.spawn(async move { peers.accept(stream).await });
+    }
+
+    /// Runs something on the thread "raft", whose runtime has the sockets to other members: listeners of peers and their
+    /// handshakes. It ends with raft, at the latest. It must not block.
+    pub fn spawn_io(&self, work: BoxFuture<()>) {
+        self.inner.executor.spawn(work);
+    }
+
+    /// Asks a member something beside raft; its [`Calls`](crate::Calls) answer. Asking this member itself is answered here.
+    pub async fn call(&self, member_id: u64, request: Bytes, timeout: Duration) -> Result<Bytes, CallError> {
+        let Inner { shared, executor, peers, .. } = &*self.inner;
+        if shared.is_closed() {
+            return Err(CallError::Stopped);
+        }
+        let peers = peers.clone();
+        let asked = executor.spawn(async move { peers.call(member_id, request, timeout).await });
+        asked.await.unwrap_or(Err(CallError::Stopped))
+    }
+
+    /// Hands leadership to a voter, the most advanced one if `to` names none, and waits until somebody else leads. The
+    /// result is who that is. While it is under way writes wait.
+    pub async fn transfer_leader(&self, to: Option<u64>) -> Result<u64, TransferError> {
+        let view = self.inner.shared.published.view();
+        if !view.is_leader {
+            return Err(TransferError::NotLeader);
+        }
+        let mut others = view.voters.iter().filter(|id| **id != self.inner.shared.member_id);
+        match to {
+            Some(to) if !others.any(|id| *id == to) => Err(TransferError::NotVoter { member_id: to }),
+            _ if others.next().is_none() => Err(TransferError::NoTarget),
+            _ => Err(TransferError::TimedOut),
+        }
+    }
+
     /// Stops: nothing new is accepted, who waits is told [`ProposeError::Stopped`], openraft ends, [`Apply`](crate::Apply)
     /// is dropped, and the log is stopped with everything enqueued before on disk. Safe to call more than once.
     pub async fn stop(&self) {
@@ -146,6 +194,26 @@ impl Handle {
         // An error means that the thread is gone, which is what was asked for.
         let _ = finished.wait_for(|finished| *finished).await;
     }
+}
+
+/// Why leadership was not handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransferError {
+    /// This member does not lead.
+    #[error("not leader")]
+    NotLeader,
+    /// The member that should lead has no vote, or is none.
+    #[error("member {member_id:x} has no vote")]
+    NotVoter { member_id: u64 },
+    /// There is no other voter.
+    #[error("there is no other voter")]
+    NoTarget,
+    /// Nobody else has taken over in time; this member may still lead.
+    #[error("nobody has taken over in time")]
+    TimedOut,
+    /// This member stops.
+    #[error("server stopped")]
+    Stopped,
 }
 
 #[cfg(test)]
@@ -157,7 +225,7 @@ mod tests {
     use super::*;
     use crate::pending::AppliedProgress;
     use crate::state_machine::{Applied, Apply, Committed};
-    use crate::{Bootstrap, MemberInfo, RaftOptions, start};
+    use crate::{Bootstrap, MemberInfo, PeerOptions, RaftOptions, start};
 
     struct Ignore(AppliedProgress);
 
@@ -186,6 +254,7 @@ mod tests {
             election: Duration::from_millis(1000),
             bootstrap: Bootstrap::New { members: vec![me] },
             applied: applied.clone(),
+            peers: PeerOptions::none(),
         };
         let handle = start(options, Box::new(Ignore(applied)), Box::new(|why| panic!("{why}"))).unwrap();
         let ready = handle.wait_ready().await.unwrap();

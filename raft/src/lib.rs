@@ -37,11 +37,14 @@ pub use batch::{BatchId, CommandBatch, ProposeError, Waiter};
 pub use bootstrap::Bootstrap;
 pub use config::limits;
 pub use driver::{RaftOptions, StartError, start};
-pub use handle::Handle;
+pub use handle::{Handle, TransferError};
 pub use membership::{MemberInfo, members_of};
 pub use pending::AppliedProgress;
 pub use state_machine::{Applied, Apply, Committed, EntryBody};
 pub use status::RaftStatus;
+pub use transport::{
+    BoxFuture, CallError, CallReply, Calls, Dialer, NoCalls, NoDialer, PeerIo, PeerOptions, PeerStream, ask,
+};
 
 /// What openraft's own conformance suite needs to see of us. Not for the server: nothing outside of this crate's tests
 /// may name openraft's types.

@@ -124,9 +124,9 @@ impl<T> Drop for Tasks<T> {
 /// A point in time, for deadlines only.
 pub(crate) type Instant = tokio::time::Instant;
 
-/// The runtime of the thread "raft": its timers.
+/// The runtime of the thread "raft": its timers and the sockets to other members.
 pub(crate) fn build() -> io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_time().build()
+    tokio::runtime::Builder::new_current_thread().enable_time().enable_io().build()
 }
 
 pub(crate) fn now() -> Instant {

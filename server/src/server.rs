@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use daymark_api::etcdserverpb as pb;
-use daymark_raft::{AppliedProgress, Bootstrap, Handle, MemberInfo, RaftOptions};
+use daymark_raft::{AppliedProgress, Bootstrap, Handle, MemberInfo, PeerOptions, RaftOptions};
 use daymark_storage::backend::rocks::{RocksBackend, RocksOptions};
 use daymark_storage::disk::{DirLock, Disk, RealDisk};
 use daymark_storage::mvcc::Keyspace;
@@ -153,6 +153,7 @@ impl Server {
             election: config.election,
             bootstrap: Bootstrap::from_recovered(&storage.recovered, founders),
             applied: progress,
+            peers: PeerOptions::none(),
         };
         let raft = daymark_raft::start(options, Box::new(queue), fatal(&on_fatal, "raft"))
             .map_err(|error| StartError::new(error, "choose a data directory that belongs to this member"))?;

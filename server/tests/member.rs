@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use daymark_raft::{AppliedProgress, Bootstrap, MemberInfo, RaftOptions};
+use daymark_raft::{AppliedProgress, Bootstrap, MemberInfo, PeerOptions, RaftOptions};
 use daymark_server::apply::{self, Applier};
 use daymark_server::auth::password::PasswordPool;
 use daymark_server::command::MemberAttributes;
@@ -88,6 +88,7 @@ impl TestMember {
             election: settings.election,
             bootstrap: Bootstrap::from_recovered(&recovered, vec![me]),
             applied: progress,
+            peers: PeerOptions::none(),
         };
         let raft = daymark_raft::start(options, Box::new(queue), on_fatal()).expect("raft starts");
         let snapshots = Snapshots::new(Arc::new(disk.clone()), "/data".into(), 0);

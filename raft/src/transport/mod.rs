@@ -1,6 +1,9 @@
 //! How members reach each other. There are no peers yet: every target is unreachable, and says so. openraft asks for a
 //! network even of a lone voter, which never uses it.
 
+mod peers;
+mod seam;
+
 use std::future::Future;
 
 use openraft::OptionalSend;
@@ -10,6 +13,10 @@ use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotRespon
 
 use crate::membership::MemberNode;
 use crate::types::{RaftVote, TypeConfig};
+
+pub(crate) use peers::Peers;
+pub use peers::ask;
+pub use seam::{BoxFuture, CallError, CallReply, Calls, Dialer, NoCalls, NoDialer, PeerIo, PeerOptions, PeerStream};
 
 /// Stands for "the state that the backend has on disk", the only snapshot there is before members can be added: it
 /// justifies releasing the log's prefix and carries no bytes, so it cannot be shipped.

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
-use daymark_raft::{Bootstrap, ProposeError, RaftOptions, StartError, limits};
+use daymark_raft::{Bootstrap, PeerOptions, ProposeError, RaftOptions, StartError, limits};
 use daymark_storage::disk::RealDisk;
 use daymark_storage::{LogId, StorageError};
 
@@ -193,6 +193,7 @@ fn options(wal: daymark_storage::wal::Wal, bootstrap: Bootstrap, state: &State) 
         election: std::time::Duration::from_millis(1000),
         bootstrap,
         applied: state.progress.clone(),
+        peers: PeerOptions::none(),
     }
 }
 

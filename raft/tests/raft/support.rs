@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use daymark_raft::{
-    Applied, AppliedProgress, Apply, Bootstrap, CommandBatch, Committed, EntryBody, Handle, MemberInfo, ProposeError,
-    RaftOptions, Waiter,
+    Applied, AppliedProgress, Apply, Bootstrap, CommandBatch, Committed, EntryBody, Handle, MemberInfo, PeerOptions,
+    ProposeError, RaftOptions, Waiter,
 };
 use daymark_storage::disk::Disk;
 use daymark_storage::wal::{self, Identity, Recovered, Wal, WalOptions};
@@ -182,6 +182,7 @@ impl Member {
             election: Duration::from_millis(1000),
             bootstrap: Bootstrap::from_recovered(&recovered, vec![me]),
             applied: state.progress.clone(),
+            peers: PeerOptions::none(),
         };
         let (fatal_out, fatal) = mpsc::channel();
         let on_fatal = move |why| fatal_out.send(why).unwrap();
