@@ -19,7 +19,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 struct Echo;
 
 impl FrontDoor for Echo {
-    async fn call(self: &Rc<Self>, _: Context, request: Request) -> Result<Reply, Error> {
+    async fn call(self: &Rc<Self>, _: &Context, request: Request) -> Result<Reply, Error> {
         // As the store: the answer comes in a later turn.
         tokio::task::yield_now().await;
         let header =

@@ -23,7 +23,7 @@ fn member() -> TestMember {
 }
 
 async fn ask(door: &Rc<Door>, context: &Context, line: &str) -> Result<Reply, Error> {
-    door.call(context.clone(), language::request(line).expect("a request")).await
+    door.call(context, language::request(line).expect("a request")).await
 }
 
 async fn all(door: &Rc<Door>, context: &Context, lines: &[&str]) {
@@ -56,10 +56,11 @@ async fn users(door: &Rc<Door>) -> [Context; 2] {
 
 /// More than is read on the net thread.
 async fn put_long_list(door: &Rc<Door>) {
+    let context = &Context::default();
     let puts = (0..3 * limits::RANGE_INLINE_BYTES_MAX / 1000).map(|n| {
         let put =
             pb::PutRequest { key: format!("list/{n:04}").into(), value: vec![b'v'; 1000].into(), ..Default::default() };
-        door.call(Context::default(), Request::Put(put))
+        door.call(context, Request::Put(put))
     });
     assert!(join_all(puts).await.iter().all(Result::is_ok));
 }
@@ -76,10 +77,10 @@ fn a_read_is_not_answered_once_rights_have_changed_under_it() {
         let txn = pb::TxnRequest { success: vec![op], ..Default::default() };
         let reads = [Request::Range(range.clone()), Request::Txn(txn)];
         for read in reads {
-            assert!(door.call(bob.clone(), read.clone()).await.is_ok(), "he may");
+            assert!(door.call(&bob, read.clone()).await.is_ok(), "he may");
             let (release, held) = mpsc::channel::<()>();
             let occupied = tokio::task::spawn_blocking(move || held.recv());
-            let mut answer = Box::pin(door.call(bob.clone(), read));
+            let mut answer = Box::pin(door.call(&bob, read));
             assert!((&mut answer).now_or_never().is_none(), "it is read on the pool");
             all(&door, &root, &["user revoke bob r", "user grant bob r"]).await;
             release.send(()).expect("it is held");
@@ -166,7 +167,7 @@ fn no_file_and_no_row_holds_a_password_and_no_printed_request_does() {
             let request = language::request(line).expect("a request");
             let printed = format!("{request:?}");
             assert!(SECRETS.iter().all(|secret| !printed.contains(secret)), "{printed}");
-            door.call(Context::default(), request).await.expect(line);
+            door.call(&Context::default(), request).await.expect(line);
         }
         assert_eq!(login(&door, "bob", "never-right").await.err(), Some(Error::AuthenticationFailed));
         let bob = login(&door, "bob", "battery-staple").await.expect("his password");

@@ -20,7 +20,7 @@ use prost::Message;
 use crate::member::TestMember;
 
 async fn call(door: &Rc<Door>, request: Request) -> Result<Reply, Error> {
-    door.call(Context::default(), request).await
+    door.call(&Context::default(), request).await
 }
 
 async fn grant(door: &Rc<Door>, id: i64) {

@@ -23,7 +23,7 @@ fn put(key: String) -> Request {
 }
 
 async fn revision(door: &Rc<Door>, request: Request) -> i64 {
-    match door.call(Context::default(), request).await {
+    match door.call(&Context::default(), request).await {
         Ok(Reply::Put(put)) => put.header.expect("a header").revision,
         other => panic!("{other:?}"),
     }
@@ -53,7 +53,8 @@ async fn while_it_waits_for_the_pool(
 ) -> Result<Reply, Error> {
     let (release, held) = mpsc::channel::<()>();
     let occupied = tokio::task::spawn_blocking(move || held.recv());
-    let mut read = Box::pin(door.call(Context::default(), read));
+    let context = Context::default();
+    let mut read = Box::pin(door.call(&context, read));
     assert!((&mut read).now_or_never().is_none(), "it is read on the pool");
     meanwhile().await;
     release.send(()).expect("it is held");
@@ -101,7 +102,7 @@ fn a_read_of_what_is_current_is_not_told_that_it_has_been_compacted() {
             let changed = async || {
                 old = put_long_list(&door, fill).await;
                 let compact = pb::CompactionRequest { revision: old, physical: false };
-                door.call(Context::default(), Request::Compact(compact)).await.expect("compacted");
+                door.call(&Context::default(), Request::Compact(compact)).await.expect("compacted");
                 door.views().keyspace.drop_history().expect("dropped");
             };
             let list = match while_it_waits_for_the_pool(&door, read, changed).await {
@@ -116,7 +117,7 @@ fn a_read_of_what_is_current_is_not_told_that_it_has_been_compacted() {
             assert!(list.kvs.len() == LONG && list.kvs.iter().all(|kv| kv.value[0] == fill));
         }
         let named = pb::RangeRequest { revision: old - 1, ..long_list() };
-        assert_eq!(door.call(Context::default(), Request::Range(named)).await.err(), Some(Error::Compacted));
+        assert_eq!(door.call(&Context::default(), Request::Range(named)).await.err(), Some(Error::Compacted));
     });
     member.stop();
 }
@@ -147,7 +148,8 @@ fn a_caller_that_goes_away_changes_nothing_for_the_others() {
     let last = member.wait(async |door| {
         // Fewer than a lone writer's run, after which the first look would find the answer.
         for round in 0..20 {
-            let mut gone = Box::pin(door.call(Context::default(), put(format!("gone{round}"))));
+            let context = Context::default();
+            let mut gone = Box::pin(door.call(&context, put(format!("gone{round}"))));
             assert!((&mut gone).now_or_never().is_none(), "it has to be committed first");
             let stays = revision(&door, put("stays".into()));
             drop(gone);
@@ -162,7 +164,7 @@ fn a_caller_that_goes_away_changes_nothing_for_the_others() {
 #[test]
 fn headers_name_the_cluster_the_member_and_the_term() {
     let member = TestMember::new();
-    let header = member.wait(async |door| match door.call(Context::default(), put("k".into())).await {
+    let header = member.wait(async |door| match door.call(&Context::default(), put("k".into())).await {
         Ok(Reply::Put(put)) => put.header,
         other => panic!("{other:?}"),
     });
@@ -177,7 +179,7 @@ fn headers_name_the_cluster_the_member_and_the_term() {
 fn a_full_disk_puts_deletes_and_the_end_of_leases_off_and_no_more() {
     let member = TestMember::new();
     member.wait(async |door| {
-        let call = async |request| door.call(Context::default(), request).await.map(|_| ());
+        let call = async |request| door.call(&Context::default(), request).await.map(|_| ());
         call(Request::LeaseGrant(pb::LeaseGrantRequest { id: 1, ttl: 2 })).await.expect("a lease");
         revision(&door, put("k".into())).await;
         let delete = || Request::DeleteRange(pb::DeleteRangeRequest { key: "k".into(), ..Default::default() });
@@ -190,7 +192,7 @@ fn a_full_disk_puts_deletes_and_the_end_of_leases_off_and_no_more() {
         assert_eq!(call(Request::Range(long_list())).await, Ok(()));
         let kept = door.keep_alive(&Context::default(), pb::LeaseKeepAliveRequest { id: 1 }).await;
         assert_eq!(kept.expect("it leads").ttl, 2);
-        let leases = async || match door.call(Context::default(), Request::LeaseLeases(Default::default())).await {
+        let leases = async || match door.call(&Context::default(), Request::LeaseLeases(Default::default())).await {
             Ok(Reply::LeaseLeases(reply)) => reply.leases.len(),
             other => panic!("{other:?}"),
         };
@@ -225,7 +227,7 @@ fn a_transaction_of_reads_shares_one_bound_of_its_answer() {
         let read = async |times: usize| {
             let op = pb::RequestOp { request: Some(pb::request_op::Request::RequestRange(long_list())) };
             let txn = pb::TxnRequest { success: vec![op; times], ..Default::default() };
-            door.call(Context::default(), Request::Txn(txn)).await.map(|_| ())
+            door.call(&Context::default(), Request::Txn(txn)).await.map(|_| ())
         };
         assert_eq!(read(3).await, Ok(()));
         assert!(matches!(read(4).await, Err(Error::ResponseTooLarge(..))));
@@ -240,7 +242,7 @@ fn a_lease_that_is_not_renewed_ends_with_its_keys_and_one_that_is_renewed_stays(
     member.wait(async |door| {
         for id in [1, 2] {
             let grant = pb::LeaseGrantRequest { id, ttl: 2 };
-            door.call(Context::default(), Request::LeaseGrant(grant)).await.expect("a lease");
+            door.call(&Context::default(), Request::LeaseGrant(grant)).await.expect("a lease");
             let put = pb::PutRequest { key: format!("k{id}").into(), lease: id, ..Default::default() };
             revision(&door, Request::Put(put)).await;
         }
@@ -253,7 +255,7 @@ fn a_lease_that_is_not_renewed_ends_with_its_keys_and_one_that_is_renewed_stays(
                 let kept = door.keep_alive(&Context::default(), request).await.expect("it leads");
                 assert_eq!(kept.ttl, 2);
                 let get = pb::RangeRequest { key: "k1".into(), range_end: "k3".into(), ..Default::default() };
-                let Ok(Reply::Range(left)) = door.call(Context::default(), Request::Range(get)).await else {
+                let Ok(Reply::Range(left)) = door.call(&Context::default(), Request::Range(get)).await else {
                     panic!("no answer")
                 };
                 let keys: Vec<_> = left.kvs.iter().map(|kv| kv.key.clone()).collect();
@@ -283,7 +285,7 @@ fn a_keep_alive_stream_answers_each_message_and_ends_with_its_requests() {
     let sink = Sink::new(1 << 20);
     member.wait(async |door| {
         let grant = pb::LeaseGrantRequest { id: 7, ttl: 60 };
-        door.call(Context::default(), Request::LeaseGrant(grant)).await.expect("a lease");
+        door.call(&Context::default(), Request::LeaseGrant(grant)).await.expect("a lease");
         let requests = [7, 8, 7].map(|id| Ok(pb::LeaseKeepAliveRequest { id }));
         door.lease_keep_alive(Context::default(), stream::iter(requests), sink.clone()).await;
     });
@@ -321,7 +323,7 @@ fn the_time_of_a_lease_begins_when_its_grant_is_answered() {
     member.wait(async |door| {
         let left = async || {
             let ask = pb::LeaseTimeToLiveRequest { id: 7, keys: false };
-            match door.call(Context::default(), Request::LeaseTimeToLive(ask)).await {
+            match door.call(&Context::default(), Request::LeaseTimeToLive(ask)).await {
                 Ok(Reply::LeaseTimeToLive(left)) => left.ttl,
                 other => panic!("{other:?}"),
             }
@@ -329,7 +331,7 @@ fn the_time_of_a_lease_begins_when_its_grant_is_answered() {
         // The leadership has begun, with its grace for leases that are older.
         assert_eq!(left().await, -1);
         let grant = pb::LeaseGrantRequest { id: 7, ttl: 60 };
-        door.call(Context::default(), Request::LeaseGrant(grant)).await.expect("a lease");
+        door.call(&Context::default(), Request::LeaseGrant(grant)).await.expect("a lease");
         // The lessor's clock has steps of a millisecond. Nobody else has looked at leases meanwhile.
         tokio::time::sleep(Duration::from_millis(5)).await;
         assert_eq!(left().await, 59, "60 s less what has passed, rounded down");
@@ -341,7 +343,7 @@ fn the_time_of_a_lease_begins_when_its_grant_is_answered() {
 fn what_apply_and_the_lessor_have_done_is_counted() {
     let member = TestMember::new();
     member.wait(async |door| {
-        let call = async |request| door.call(Context::default(), request).await.expect("it is served");
+        let call = async |request| door.call(&Context::default(), request).await.expect("it is served");
         call(put("a".into())).await;
         let ops = [
             pb::request_op::Request::RequestPut(pb::PutRequest { key: "b".into(), ..Default::default() }),

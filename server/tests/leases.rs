@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use daymark_api::etcdserverpb as pb;
 use daymark_server::command::{Kind, LeaseCheckpoint, LeaseExpire};
-use daymark_server::request::{Reply, Request};
+use daymark_server::request::{Context, Reply, Request};
 use daymark_server::state::lease::{self, LeaseFact};
 
 use crate::member::TestMember;
@@ -101,11 +101,11 @@ fn many_leases_end_together_and_each_in_a_revision_of_its_own() {
             let door = door.clone();
             async move {
                 let grant = Request::LeaseGrant(pb::LeaseGrantRequest { id, ttl: 1 });
-                door.call(Default::default(), grant).await.expect("granted");
+                door.call(&Context::default(), grant).await.expect("granted");
                 for name in ["a", "b"] {
                     let key = format!("{name}{id}").into();
                     let put = Request::Put(pb::PutRequest { key, lease: id, ..Default::default() });
-                    door.call(Default::default(), put).await.expect("put");
+                    door.call(&Context::default(), put).await.expect("put");
                 }
             }
         });
@@ -115,7 +115,7 @@ fn many_leases_end_together_and_each_in_a_revision_of_its_own() {
         let lessor = tokio::task::spawn_local(async move { lessor.run_lessor().await });
         let all = pb::RangeRequest { key: "a".into(), range_end: "c".into(), count_only: true, ..Default::default() };
         loop {
-            match door.call(Default::default(), Request::Range(all.clone())).await {
+            match door.call(&Context::default(), Request::Range(all.clone())).await {
                 Ok(Reply::Range(range)) if range.count == 0 => break,
                 Ok(Reply::Range(range)) => assert_eq!(range.count % 2, 0, "both keys of a lease go at once"),
                 other => panic!("{other:?}"),

@@ -147,7 +147,7 @@ impl TestMember {
 
     /// As [`TestMember::call`], with what the transport says of the caller.
     pub fn call_as(&self, context: Context, request: Request) -> Result<Reply, Error> {
-        self.wait(async |door| door.call(context, request).await)
+        self.wait(async |door| door.call(&context, request).await)
     }
 
     /// Runs `work` while the thread's loop runs beside it.

@@ -18,7 +18,7 @@ use crate::member::TestMember;
 const KEYS: usize = 400;
 
 async fn call(door: &Rc<Door>, request: Request) -> Reply {
-    door.call(Context::default(), request).await.expect("an answer")
+    door.call(&Context::default(), request).await.expect("an answer")
 }
 
 async fn fill(door: &Rc<Door>) {

@@ -58,9 +58,9 @@ fn a_snapshot_comes_in_pieces_that_count_down_and_ends_with_their_checksum() {
     member.call(Request::Compact(compact)).expect("compacted");
     let later = async |door: Rc<Door>| {
         let delete = pb::DeleteRangeRequest { key: "key/".into(), range_end: "key0".into(), ..Default::default() };
-        door.call(Context::default(), Request::DeleteRange(delete)).await.expect("deleted");
+        door.call(&Context::default(), Request::DeleteRange(delete)).await.expect("deleted");
         let compact = pb::CompactionRequest { revision: door.views().keyspace.current_revision(), physical: true };
-        door.call(Context::default(), Request::Compact(compact)).await.expect("compacted");
+        door.call(&Context::default(), Request::Compact(compact)).await.expect("compacted");
     };
     let (mut messages, end) = member.wait(async |door| stream(door.clone(), async || later(door).await).await);
     assert_eq!(end, Ok(()));

@@ -229,11 +229,7 @@ async fn serve_http2<D: FrontDoor>(thread: Rc<Thread<D>>, io: Io, caller: Rc<Cal
         match accepted {
             Some(Ok((request, respond))) if is_for_grpc(&caller, &request) => {
                 let open = pings.as_ref().map(PingPolicy::call);
-                let call = grpc::handle(thread.clone(), caller.clone(), request, respond);
-                tokio::task::spawn_local(async move {
-                    call.await;
-                    drop(open);
-                });
+                grpc::spawn(&thread, &caller, request, respond, open);
             }
             Some(Ok((request, respond))) => {
                 tokio::task::spawn_local(http2::handle(thread.clone(), caller.clone(), request, respond));

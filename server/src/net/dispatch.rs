@@ -124,13 +124,21 @@ impl<D: FrontDoor> Call<D> {
     }
 
     /// Serves a unary call. The answer is one message with gRPC's prefix. `is_gone` tells whether the caller has left.
-    pub async fn unary(
-        mut self,
+    #[expect(clippy::manual_async_fn, reason = "an async fn would keep its arguments twice")]
+    pub fn unary(
+        &mut self,
         message: impl Future<Output = Result<Bytes, Error>>,
         is_gone: impl FnMut(&mut task::Context<'_>) -> bool,
-    ) -> Result<Bytes, Status> {
-        let deadline = self.deadline;
-        let result = until(self.answer(message), is_gone, deadline).await;
+    ) -> impl Future<Output = Result<Bytes, Status>> {
+        async move {
+            let deadline = self.deadline;
+            let result = until(pin!(self.answer(message)), is_gone, deadline).await;
+            self.count_answer(&result);
+            result
+        }
+    }
+
+    fn count_answer(&mut self, result: &Result<Bytes, Status>) {
         let elapsed = self.start.elapsed();
         self.thread.counters.request(self.rpc, self.only_reads, result.is_ok(), elapsed);
         let answer_bytes = result.as_ref().map_or(0, |message| message.len() - PREFIX_BYTES);
@@ -139,7 +147,6 @@ impl<D: FrontDoor> Call<D> {
             self.count_sent(answer_bytes);
         }
         self.count_end(result.as_ref().err().map_or(0, |status| status.code));
-        result
     }
 
     /// Says that a request took long. Never what was asked or answered: both may hold what is secret.
@@ -162,23 +169,29 @@ impl<D: FrontDoor> Call<D> {
     }
 
     async fn answer(&mut self, message: impl Future<Output = Result<Bytes, Error>>) -> Result<Bytes, Status> {
-        let message = message.await?;
+        let request = match self.request(message.await?)? {
+            Incoming::Answered(message) => return Ok(message),
+            Incoming::Request(request) => request,
+        };
+        let call = self.thread.door.call(&self.context, request);
+        let reply = if self.waits { until_stopped(&self.thread, Box::pin(call)).await? } else { call.await? };
+        let message = encode_reply(&reply);
+        check_sendable(message.len() - PREFIX_BYTES, limits::RESPONSE_BYTES_MAX)?;
+        Ok(message)
+    }
+
+    fn request(&mut self, message: Bytes) -> Result<Incoming, Status> {
         self.count_received(message.len());
         if self.is_over() {
             return Err(Error::DeadlineExceeded.into());
         }
         if self.rpc == Rpc::HealthCheck {
-            return health_check(frames::decode(message)?);
+            return health_check(frames::decode(message)?).map(Incoming::Answered);
         }
         let request = decode_request(self.rpc, message)?;
-        let waits = request.waits_for_others();
-        self.waits = waits;
+        self.waits = request.waits_for_others();
         self.only_reads = matches!(&request, Request::Txn(txn) if !crate::query::contains_write(txn));
-        let call = self.thread.door.call(std::mem::take(&mut self.context), request);
-        let reply = if waits { until_stopped(&self.thread, Box::pin(call)).await? } else { call.await? };
-        let message = encode_reply(&reply);
-        check_sendable(message.len() - PREFIX_BYTES, limits::RESPONSE_BYTES_MAX)?;
-        Ok(message)
+        Ok(Incoming::Request(request))
     }
 
     /// Begins a streaming call; one that only the server streams reads one message of `messages`.
@@ -207,6 +220,13 @@ impl<D: FrontDoor> Call<D> {
         let timer = self.deadline.map(|at| Box::pin(tokio::time::sleep_until(at.into())));
         Ok(Serving { call: self, sink, service: Some(service), stop: Some(stop), timer })
     }
+}
+
+/// What a message asks for.
+enum Incoming {
+    /// Nothing that concerns the store.
+    Answered(Bytes),
+    Request(Request),
 }
 
 /// A streaming call that is served. Its transport polls it, sends what it takes, and ends or drops it.
@@ -265,13 +285,13 @@ fn is_done<F: Future<Output = ()> + ?Sized>(slot: &mut Option<Pin<Box<F>>>, cx: 
     done
 }
 
-/// Runs a call until it ends, its deadline passes, or its caller goes.
+/// Runs a call until it ends, its deadline passes, or its caller goes. The call stays where its caller has it: moved
+/// into here it would take its room twice.
 async fn until<T>(
-    work: impl Future<Output = Result<T, Status>>,
+    mut work: Pin<&mut impl Future<Output = Result<T, Status>>>,
     mut is_gone: impl FnMut(&mut task::Context<'_>) -> bool,
     deadline: Option<Instant>,
 ) -> Result<T, Status> {
-    let mut work = pin!(work);
     let mut timer = None;
     poll_fn(|cx| {
         if let Poll::Ready(result) = work.as_mut().poll(cx) {

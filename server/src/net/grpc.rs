@@ -5,7 +5,7 @@
 //! to h2 as headers, one data frame and trailers at once; h2 writes the answers of one turn of the runtime together.
 
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::task::{self, Poll};
 use std::time::Duration;
@@ -22,40 +22,54 @@ use super::compression;
 use super::connection::Caller;
 use super::dispatch::{Call, MessageStream, Serving, Status};
 use super::frames::{self, MessageReader, PREFIX_BYTES};
+use super::pings::OpenCall;
 use super::{FrontDoor, Thread};
 use crate::error::{Code, Error};
 use crate::limits;
 use crate::request::{Context, Taken};
 use crate::rpc::{Rpc, RpcKind, is_service};
 
-/// Serves one stream.
-pub(crate) async fn handle<D: FrontDoor>(
-    thread: Rc<Thread<D>>,
-    caller: Rc<Caller>,
+/// Serves one stream on a task of its own. `open` is held until it ends. What the headers say is read here, so that the
+/// task carries no more of them than it needs: a task is copied several times until it runs.
+pub(crate) fn spawn<D: FrontDoor>(
+    thread: &Rc<Thread<D>>,
+    caller: &Caller,
     request: ::http::Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
+    open: Option<OpenCall>,
 ) {
     let (head, body) = request.into_parts();
-    let headers = match Headers::read(&head, &caller) {
+    let headers = match Headers::read(&head, caller) {
         Ok(headers) => headers,
         Err(refusal) => return refuse(&mut respond, refusal),
     };
     let Some(rpc) = Rpc::from_path(path(&head)) else {
         return send_status(&mut respond, &unknown(path(&head)));
     };
-    drop(head);
-    let call = Call::open(&thread, rpc, headers.context, headers.timeout);
+    let call = Call::open(thread, rpc, headers.context, headers.timeout);
     let is_gzip = headers.is_gzip;
-    let body = MessageReader::new(body, thread.options.transport.message_bytes_max, is_gzip);
-    match rpc.kind() {
-        RpcKind::Unary => unary(call, body, is_gzip, &mut respond).await,
-        RpcKind::BidiStream => stream(call, body.boxed_local(), is_gzip, &mut respond).await,
-        RpcKind::ServerStream => {
-            let mut body = body;
-            let message = stream::once(async move { body.only_message().await });
-            stream(call, message.boxed_local(), is_gzip, &mut respond).await;
+    let mut body = MessageReader::new(body, thread.options.transport.message_bytes_max, is_gzip);
+    let messages = match rpc.kind() {
+        RpcKind::Unary => {
+            tokio::task::spawn_local(unary(call, body, is_gzip, respond, open));
+            return;
         }
+        RpcKind::BidiStream => body.boxed_local(),
+        RpcKind::ServerStream => stream::once(async move { body.only_message().await }).boxed_local(),
+    };
+    tokio::task::spawn_local(async move {
+        serve_stream(call, messages, is_gzip, &mut respond).await;
+        drop(open);
+    });
+}
+
+/// Bytes of the task that serves one unary call.
+#[cfg(test)]
+pub(crate) fn task_bytes<D: FrontDoor>() -> usize {
+    fn returned<A, B, C, E, F, R>(_: impl Fn(A, B, C, E, F) -> R) -> usize {
+        size_of::<R>()
     }
+    returned(unary::<D>)
 }
 
 /// The path as sent: gRPC knows no query, so whatever looks like one belongs to the method's name.
@@ -170,16 +184,26 @@ fn unknown(path: &str) -> Status {
     }
 }
 
-async fn unary<D: FrontDoor>(call: Call<D>, mut body: MessageReader, is_gzip: bool, respond: &mut SendResponse<Bytes>) {
-    let result = call.unary(body.only_message(), |cx| respond.poll_reset(cx).is_ready()).await;
-    match result {
-        Ok(message) if is_gzip => send_message(respond, frames::compressed(&message), true),
-        Ok(message) => send_message(respond, message, false),
-        Err(status) => send_status(respond, &status),
+#[expect(clippy::manual_async_fn, reason = "an async fn would keep its arguments twice")]
+fn unary<D: FrontDoor>(
+    mut call: Call<D>,
+    mut body: MessageReader,
+    is_gzip: bool,
+    mut respond: SendResponse<Bytes>,
+    open: Option<OpenCall>,
+) -> impl Future<Output = ()> {
+    async move {
+        let result = call.unary(body.only_message(), |cx| respond.poll_reset(cx).is_ready()).await;
+        match result {
+            Ok(message) if is_gzip => send_message(&mut respond, frames::compressed(&message), true),
+            Ok(message) => send_message(&mut respond, message, false),
+            Err(status) => send_status(&mut respond, &status),
+        }
+        drop((call, open));
     }
 }
 
-async fn stream<D: FrontDoor>(
+async fn serve_stream<D: FrontDoor>(
     call: Call<D>,
     messages: MessageStream,
     is_gzip: bool,

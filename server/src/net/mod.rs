@@ -13,7 +13,7 @@ mod debug;
 mod dispatch;
 mod frames;
 mod gateway;
-mod grpc;
+pub(crate) mod grpc;
 mod handshake;
 mod http;
 mod http2;
@@ -44,7 +44,7 @@ use accept::{Accepted, Bound};
 /// What a net thread needs of the services. One on each net thread, not shared between threads.
 pub trait FrontDoor: 'static {
     /// Serves a unary call. Dropped when the caller has gone or its deadline has passed.
-    fn call(self: &Rc<Self>, context: Context, request: Request) -> impl Future<Output = Result<Reply, Error>>;
+    fn call(self: &Rc<Self>, context: &Context, request: Request) -> impl Future<Output = Result<Reply, Error>>;
 
     /// Serves a watch stream until it is dropped or returns; messages and the call's end go through `sink`.
     fn watch(

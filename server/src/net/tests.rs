@@ -65,7 +65,7 @@ impl Drop for Ended {
 }
 
 impl FrontDoor for FakeDoor {
-    async fn call(self: &Rc<Self>, context: Context, request: Request) -> Result<Reply, Error> {
+    async fn call(self: &Rc<Self>, context: &Context, request: Request) -> Result<Reply, Error> {
         self.seen.calls.fetch_add(1, Ordering::SeqCst);
         let _ended = Ended(self.seen.clone());
         match request {
@@ -84,11 +84,11 @@ impl FrontDoor for FakeDoor {
                     Ok(Reply::Put(pb::PutResponse::default()))
                 }
                 b"who" => {
-                    let name = context.certificate_name.unwrap_or("nobody".into());
+                    let name = context.certificate_name.clone().unwrap_or("nobody".into());
                     Err(Error::Internal(name.to_string()))
                 }
                 b"token" => {
-                    let text = String::from_utf8_lossy(&context.token.unwrap_or_default()).into_owned();
+                    let text = String::from_utf8_lossy(context.token.as_deref().unwrap_or_default()).into_owned();
                     Err(Error::Internal(format!("{text} {} {:?}", context.requires_leader, context.client_api_version)))
                 }
                 _ => {

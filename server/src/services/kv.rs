@@ -8,7 +8,7 @@ use daymark_api::etcdserverpb as pb;
 use daymark_api::etcdserverpb::request_op::Request as Op;
 use daymark_api::etcdserverpb::response_op::Response;
 
-use super::{Door, check, header, scan};
+use super::{Door, header, scan};
 use crate::command::{Identity, Kind};
 use crate::error::Error;
 use crate::limits;
@@ -29,10 +29,27 @@ impl Door {
         }
     }
 
-    pub(super) async fn txn(&self, identity: Option<Identity>, request: pb::TxnRequest) -> Result<Reply, Error> {
-        if !check::is_read_only(&request) {
-            return self.propose(Kind::Txn, identity, &request).await;
+    /// Reads one key at once; `None` where more is asked for, or history was lost meanwhile.
+    pub(super) fn range_of_one(&self, request: &pb::RangeRequest) -> Option<Result<pb::RangeResponse, Error>> {
+        if !request.range_end.is_empty() {
+            return None;
         }
+        let answer = self.view_at(request.revision).and_then(|(mut view, current)| {
+            let response = query::range(&mut view, request)?;
+            Ok(pb::RangeResponse { header: header(current), ..response })
+        });
+        match answer {
+            Err(Error::Compacted) if request.revision <= 0 => None,
+            answer => Some(answer),
+        }
+    }
+
+    /// A transaction that only reads.
+    pub(super) async fn read_only_txn(
+        &self,
+        identity: Option<Identity>,
+        request: pb::TxnRequest,
+    ) -> Result<Reply, Error> {
         let mut tries_left = limits::READ_TRIES_MAX;
         loop {
             tries_left -= 1;

@@ -223,7 +223,7 @@ impl Door {
     }
 
     /// Answers one unary call.
-    pub async fn call(&self, context: Context, request: Request) -> Result<Reply, Error> {
+    pub async fn call(&self, context: &Context, request: Request) -> Result<Reply, Error> {
         self.lone_writer.on_call();
         let result = self.answer(context, request).await;
         if let Err(Error::Internal(facts)) = &result {
@@ -257,23 +257,50 @@ impl Door {
         }
     }
 
-    async fn answer(&self, context: Context, request: Request) -> Result<Reply, Error> {
-        self.check_context(&context)?;
+    async fn answer(&self, context: &Context, request: Request) -> Result<Reply, Error> {
+        self.check_context(context)?;
         // Both before the request's own checks, as in etcd.
         check::room(&request, self.member.views.room())?;
         let cost = quota::cost(&request);
-        self.check_quota(cost).await?;
+        if cost > 0 && !self.fits(cost) {
+            return Err(Box::pin(self.refuse_for_quota()).await);
+        }
         self.check_request(&request)?;
         // Rights are part of what is read.
         if check::reads_what_is_current(&request) {
             self.read_barrier().await?;
         }
-        let identity = self.admit(&context, &request).await?;
+        let identity = self.admit(context, &request).await?;
+        // What is asked for most is answered in place. All else is boxed: it takes more room, which every call would have
+        // to carry, and a call is moved several times until its task runs.
         let mut reply = match request {
             Request::Put(put) => self.propose(Kind::Put, identity, &put).await?,
-            Request::Range(range) => self.confirmed(identity, Reply::Range(self.range(&range).await?))?,
-            Request::Txn(txn) => self.txn(identity, txn).await?,
             Request::DeleteRange(delete) => self.propose(Kind::DeleteRange, identity, &delete).await?,
+            Request::Txn(txn) if !check::is_read_only(&txn) => self.propose(Kind::Txn, identity, &txn).await?,
+            Request::Range(range) => match self.range_of_one(&range) {
+                Some(response) => self.confirmed(identity, Reply::Range(response?))?,
+                None => {
+                    let response = Box::pin(self.range(&range)).await?;
+                    self.confirmed(identity, Reply::Range(response))?
+                }
+            },
+            request if is_in_steps(&request) => {
+                return Box::pin(self.answer_in_steps(context, request)).await.map_err(Error::inside);
+            }
+            request => Box::pin(self.answer_rest(identity, request)).await?,
+        };
+        if cost > 0 && !self.fits(0) {
+            // It stays, but whoever made the data pass its limit is told so.
+            return Err(Box::pin(self.refuse_for_quota()).await);
+        }
+        self.fill_header(&mut reply);
+        Ok(reply)
+    }
+
+    /// What is asked for less often.
+    async fn answer_rest(&self, identity: Option<Identity>, request: Request) -> Result<Reply, Error> {
+        Ok(match request {
+            Request::Txn(txn) => self.read_only_txn(identity, txn).await?,
             Request::Compact(compact) => self.compact(identity, compact).await?,
             Request::LeaseGrant(grant) => self.lease_grant(identity, grant).await?,
             Request::LeaseRevoke(revoke) => self.propose(Kind::LeaseRevoke, identity, &revoke).await?,
@@ -293,37 +320,8 @@ impl Door {
             Request::HashKv(request) => Reply::HashKv(self.hash_kv(&request).await?),
             Request::MoveLeader(request) => Reply::MoveLeader(self.move_leader(&request)?),
             Request::Downgrade(request) => Reply::Downgrade(self.downgrade(&request).await?),
-            request @ (Request::Lock(_)
-            | Request::Unlock(_)
-            | Request::Campaign(_)
-            | Request::Proclaim(_)
-            | Request::Leader(_)
-            | Request::Resign(_)) => {
-                // Boxed: these take more room than all others, whose calls would have to carry it.
-                let answer = Box::pin(self.answer_in_steps(&context, request)).await;
-                return answer.map_err(Error::inside);
-            }
-            request @ (Request::AuthEnable(_)
-            | Request::AuthDisable(_)
-            | Request::AuthStatus(_)
-            | Request::Authenticate(_)
-            | Request::UserAdd(_)
-            | Request::UserGet(_)
-            | Request::UserList(_)
-            | Request::UserDelete(_)
-            | Request::UserChangePassword(_)
-            | Request::UserGrantRole(_)
-            | Request::UserRevokeRole(_)
-            | Request::RoleAdd(_)
-            | Request::RoleGet(_)
-            | Request::RoleList(_)
-            | Request::RoleDelete(_)
-            | Request::RoleGrantPermission(_)
-            | Request::RoleRevokePermission(_)) => self.auth(identity, request).await?,
-        };
-        self.check_quota_passed(cost).await?;
-        self.fill_header(&mut reply);
-        Ok(reply)
+            request => self.auth(identity, request).await?,
+        })
     }
 
     /// The services that are clients of the others.
@@ -420,6 +418,11 @@ impl Door {
         {
             return Ok(());
         }
+        // Boxed: a lone voter's calls must not carry it.
+        Box::pin(self.ask_for_read_index()).await
+    }
+
+    async fn ask_for_read_index(&self) -> Result<(), Error> {
         let confirmed = async {
             let index = self.member.raft.read_barrier().await?;
             self.wait_applied(index).await;
@@ -542,6 +545,19 @@ impl Door {
             *header = self.header(header.revision);
         }
     }
+}
+
+/// Whether it is answered by a client of the other services.
+fn is_in_steps(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::Lock(_)
+            | Request::Unlock(_)
+            | Request::Campaign(_)
+            | Request::Proclaim(_)
+            | Request::Leader(_)
+            | Request::Resign(_)
+    )
 }
 
 /// A header with a revision only; [`Door::call`] fills in the rest.

@@ -147,7 +147,7 @@ impl Drop for Withdrawal {
 }
 
 async fn withdraw(door: Rc<Door>, context: Context, request: Request) {
-    if let Err(error) = door.call(context, request).await {
+    if let Err(error) = door.call(&context, request).await {
         tracing::debug!(%error, "a candidate stays in its queue until its lease ends");
     }
 }
@@ -156,7 +156,7 @@ impl Door {
     /// One request inside of another, with the identity of its caller.
     pub(super) async fn ask(&self, context: &Context, request: Request) -> Result<Reply, Error> {
         // Boxed, because the services that ask are among those that answer.
-        Box::pin(self.answer(context.clone(), request)).await
+        Box::pin(self.answer(context, request)).await
     }
 
     /// The lease that a candidate lives by: the one that is named, or a new one.

@@ -44,26 +44,15 @@ fn op_cost(op: &pb::RequestOp) -> u64 {
 }
 
 impl Door {
-    /// Before anything else is looked at: refuses what would not fit, and raises the alarm that then refuses it on every
-    /// member until an operator has made room and disarmed it.
-    pub(super) async fn check_quota(&self, cost: u64) -> Result<(), Error> {
-        if cost == 0 || self.fits(cost) {
-            return Ok(());
-        }
+    /// Refuses what does not fit, and raises the alarm that then refuses it on every member until an operator has made
+    /// room and disarmed it.
+    pub(super) async fn refuse_for_quota(&self) -> Error {
         self.raise_no_space().await;
-        Err(Error::NoSpace)
+        Error::NoSpace
     }
 
-    /// After a write: it stays, but whoever made the data pass its limit is told so.
-    pub(super) async fn check_quota_passed(&self, cost: u64) -> Result<(), Error> {
-        if cost == 0 || self.fits(0) {
-            return Ok(());
-        }
-        self.raise_no_space().await;
-        Err(Error::NoSpace)
-    }
-
-    fn fits(&self, cost: u64) -> bool {
+    /// Whether the data may grow by `cost`. Looked at before anything else of a request, and with 0 after a write.
+    pub(super) fn fits(&self, cost: u64) -> bool {
         let quota = self.member().settings.quota_bytes;
         u64::try_from(quota).map_or(true, |quota| self.views().size.bytes(self.keyspace()) + cost < quota)
     }

@@ -118,7 +118,7 @@ async fn unary<D: FrontDoor>(
         Ok(message) => message,
         Err(status) => return failure(&status),
     };
-    let call = Call::open(thread, rpc, metadata.context, metadata.timeout);
+    let mut call = Call::open(thread, rpc, metadata.context, metadata.timeout);
     // Whoever drives the connection drops this call when its caller goes.
     match call.unary(ready(Ok(message)), |_| false).await {
         Ok(framed) => {
