@@ -39,6 +39,20 @@ pub mod limits {
     pub const SUBMIT_PAUSE: Duration = Duration::from_millis(1);
     /// How often deadlines of waiting batches are looked at. Also how late a time-out may be told.
     pub const EXPIRY_INTERVAL: Duration = Duration::from_millis(250);
+    /// Bytes of a snapshot's file that are read, sent and written at once.
+    pub const SNAPSHOT_PIECE_BYTES: usize = 256 << 10;
+    /// How fast a snapshot is sent: a gigabit link is half full, and a disk has room for everything else.
+    pub const SNAPSHOT_BYTES_PER_SEC: u64 = 64 << 20;
+    /// How often progress of a snapshot is logged.
+    pub const SNAPSHOT_PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+    /// How often a member that makes, checks or installs a snapshot says that it is at it.
+    pub const SNAPSHOT_BUSY_INTERVAL: Duration = Duration::from_secs(1);
+    /// A snapshot's connection on which nothing moves for so long is given up.
+    pub const SNAPSHOT_SILENCE_MAX: Duration = Duration::from_secs(10);
+    /// How often snapshots that nobody sends are looked for.
+    pub const SNAPSHOT_TIDY_INTERVAL: Duration = Duration::from_secs(5);
+    /// Log that is kept for peers that are behind; one that needs more gets a snapshot.
+    pub const LOG_KEPT_FOR_PEERS_BYTES: u64 = 512 << 20;
     /// etcd's base of a proposal's time-out; twice the election time-out is added, so that one leader change fits.
     pub const PROPOSE_TIMEOUT_BASE: Duration = Duration::from_secs(5);
 }

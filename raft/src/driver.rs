@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
 
 use daymark_storage::LogId;
+use daymark_storage::snapshot::SnapshotStore;
 use daymark_storage::wal::{Identity, Wal};
 
 use crate::batch::{Inbox, ProposeError};
@@ -27,10 +28,10 @@ use crate::log_store::LogStore;
 use crate::pending::{AppliedProgress, BatchResponder, Pending};
 use crate::read_barrier::{ReadGate, ReadQueue};
 use crate::runtime::{self, Tasks};
-use crate::state_machine::{Apply, StateMachine};
+use crate::state_machine::{Applied, Apply, StateMachine};
 use crate::status::{self, Published};
-use crate::transport::{NoPeers, PeerOptions, Peers};
-use crate::types::TypeConfig;
+use crate::transport::{NoPeers, PeerOptions, Peers, snapshot};
+use crate::types::{SnapshotMeta, TypeConfig, log_id};
 
 type DaymarkRaft = Raft<TypeConfig, StateMachine>;
 
@@ -50,6 +51,8 @@ pub struct RaftOptions {
     pub applied: AppliedProgress,
     /// How it reaches other members, and what it answers them.
     pub peers: PeerOptions,
+    /// Makes and takes snapshots of the state; without it no member that needs one can join.
+    pub snapshots: Option<Arc<SnapshotStore>>,
 }
 
 /// Why raft did not start.
@@ -94,6 +97,9 @@ pub struct Shared {
     /// Up to where the state is durable, as told by the release policy, and the wake for it.
     durable: Mutex<Option<LogId>>,
     durable_moved: Notify,
+    pub(crate) snapshots: Option<Arc<SnapshotStore>>,
+    /// On a leader: the last entry that every peer has, if the log is to be kept for those that are behind.
+    peers_have: Mutex<Option<LogId>>,
     stopping: watch::Sender<bool>,
 
     // Published by the thread.
@@ -120,6 +126,8 @@ impl Shared {
             read_queue: ReadQueue::default(),
             durable: Mutex::new(None),
             durable_moved: Notify::new(),
+            snapshots: None,
+            peers_have: Mutex::new(None),
             stopping: watch::Sender::new(false),
             pending: Arc::new(pending),
             read_gate: ReadGate::default(),
@@ -162,8 +170,19 @@ impl Shared {
         self.read_gate.index().is_some() && self.inbox.is_empty()
     }
 
-    pub(crate) fn durable(&self) -> Option<LogId> {
-        *self.durable.lock()
+    /// Up to where the log may be released: what is durable, but not what a peer still needs, be it because it is behind
+    /// or because it gets a snapshot that the log has to go on from.
+    pub(crate) fn releasable(&self) -> Option<LogId> {
+        let durable = (*self.durable.lock())?;
+        let snapshot = self.snapshots.as_ref().and_then(|snapshots| snapshots.oldest_in_use());
+        let needed = [snapshot, *self.peers_have.lock()].into_iter().flatten().min();
+        Some(needed.map_or(durable, |needed| needed.min(durable)))
+    }
+
+    /// A snapshot whose files are there.
+    pub(crate) fn made_snapshot(&self) -> Option<SnapshotMeta> {
+        let manifest = self.snapshots.as_ref()?.newest_made()?;
+        snapshot::meta_of(&manifest).ok()
     }
 
     pub(crate) fn request_stop(&self) {
@@ -198,7 +217,9 @@ pub fn start(
     let config = config::openraft_config(cluster_id, options.heartbeat, options.election)
         .map_err(|e| StartError::Config(e.to_string()))?;
     let timeout = config::propose_timeout(options.election);
-    let shared = Arc::new(Shared::new(member_id, timeout, options.applied));
+    let mut shared = Shared::new(member_id, timeout, options.applied);
+    shared.snapshots = options.snapshots;
+    let shared = Arc::new(shared);
     let wal = options.wal;
     let peers = Peers::new(options.identity, options.peers);
     let (opened, answer) = mpsc::sync_channel(1);
@@ -283,8 +304,9 @@ impl Member {
     }
 
     async fn open(&self, mut apply: Box<dyn Apply>) -> Result<DaymarkRaft, StartError> {
-        let applied = apply.applied().map_err(|error| StartError::Open(error.to_string()))?.id;
-        check_state_meets_log(&self.wal, applied)?;
+        let state = apply.applied().map_err(|error| StartError::Open(error.to_string()))?;
+        check_state_meets_log(&self.wal, &state)?;
+        let applied = state.id;
         if let Some(applied) = applied {
             self.shared.note_committed(applied);
             self.shared.pending.note_applied(applied.index);
@@ -300,11 +322,17 @@ impl Member {
 }
 
 /// `released <= applied <= last`, else something that was acknowledged is missing. openraft would mend the second case
-/// by releasing the log up to the applied id, and with it hide that entries behind that id may be lost as well.
-fn check_state_meets_log(wal: &Wal, applied: Option<LogId>) -> Result<(), StartError> {
-    let (released, last) = (wal.released(), wal.last());
+/// by releasing the log up to the applied id, and with it hide that entries behind that id may be lost as well. That is
+/// right for one state only: one that is a snapshot as it was installed, to which the log was not reset before a crash.
+/// Nothing can have been added to such a log, because the reset comes before everything that follows it.
+fn check_state_meets_log(wal: &Wal, state: &Applied) -> Result<(), StartError> {
+    let (released, last, applied) = (wal.released(), wal.last(), state.id);
     match (released, applied) {
         (Some(released), applied) if applied < Some(released) => Err(StartError::StateBehindLog { applied, released }),
+        (_, Some(applied)) if last < Some(applied) && state.installed == Some(applied) => {
+            tracing::warn!(%applied, ?last, "the log is reset to a snapshot that was installed before a crash");
+            Ok(())
+        }
         (_, Some(applied)) if last < Some(applied) => Err(StartError::LogBehindState { applied, last }),
         _ => Ok(()),
     }
@@ -330,7 +358,8 @@ fn spawn_loops(raft: &DaymarkRaft, shared: &Arc<Shared>, wal: &Wal, bootstrap: B
     loops.spawn(follow(raft.clone(), shared.clone(), bootstrap));
     loops.spawn(propose(raft.clone(), shared.clone(), wal.clone()));
     loops.spawn(confirm_reads(raft.clone(), shared.clone()));
-    loops.spawn(release(raft.clone(), shared.clone()));
+    loops.spawn(release(raft.clone(), shared.clone(), wal.clone()));
+    loops.spawn(tidy_snapshots(shared.clone()));
     loops.spawn(expire(shared.clone()));
     loops
 }
@@ -390,11 +419,34 @@ async fn confirm_reads(raft: DaymarkRaft, shared: Arc<Shared>) -> String {
 }
 
 /// Tells openraft that a new snapshot exists, namely the state on disk; it then purges the log before it.
-async fn release(raft: DaymarkRaft, shared: Arc<Shared>) -> String {
+async fn release(raft: DaymarkRaft, shared: Arc<Shared>, wal: Wal) -> String {
     loop {
         shared.durable_moved.notified().await;
+        *shared.peers_have.lock() = what_peers_have(&raft, shared.member_id, &wal);
         if let Err(fatal) = raft.trigger().snapshot().await {
             return fatal.to_string();
+        }
+    }
+}
+
+/// The last entry that every other member has, as their leader knows; none if the log need not be kept for them: then one
+/// that is behind gets a snapshot.
+fn what_peers_have(raft: &DaymarkRaft, member_id: u64, wal: &Wal) -> Option<LogId> {
+    if wal.stats().live_bytes > limits::LOG_KEPT_FOR_PEERS_BYTES {
+        return None;
+    }
+    let metrics = raft.metrics();
+    let metrics = metrics.borrow_watched();
+    let peers = metrics.replication.as_ref()?.iter().filter(|(id, _)| **id != member_id);
+    peers.map(|(_, matched)| matched.as_ref().map_or(LogId::default(), log_id)).min()
+}
+
+async fn tidy_snapshots(shared: Arc<Shared>) -> String {
+    loop {
+        runtime::sleep(limits::SNAPSHOT_TIDY_INTERVAL).await;
+        let Some(snapshots) = shared.snapshots.clone() else { continue };
+        if let Err(error) = runtime::blocking(move || snapshots.tidy()).await {
+            return format!("looking after snapshots failed: {error}");
         }
     }
 }

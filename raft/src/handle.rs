@@ -255,6 +255,7 @@ mod tests {
             bootstrap: Bootstrap::New { members: vec![me] },
             applied: applied.clone(),
             peers: PeerOptions::none(),
+            snapshots: None,
         };
         let handle = start(options, Box::new(Ignore(applied)), Box::new(|why| panic!("{why}"))).unwrap();
         let ready = handle.wait_ready().await.unwrap();

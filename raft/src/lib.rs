@@ -40,7 +40,7 @@ pub use driver::{RaftOptions, StartError, start};
 pub use handle::{Handle, TransferError};
 pub use membership::{MemberInfo, members_of};
 pub use pending::AppliedProgress;
-pub use state_machine::{Applied, Apply, Committed, EntryBody};
+pub use state_machine::{Applied, Apply, Committed, EntryBody, Installed};
 pub use status::RaftStatus;
 pub use transport::{
     BoxFuture, CallError, CallReply, Calls, Dialer, NoCalls, NoDialer, PeerIo, PeerOptions, PeerStream, ask,
@@ -54,6 +54,6 @@ pub mod internals {
     pub use crate::log_store::{LogReader, LogStore};
     pub use crate::membership::MemberNode;
     pub use crate::state_machine::{SnapshotBuilder, StateMachine};
-    pub use crate::transport::StateAsSnapshot;
-    pub use crate::types::TypeConfig;
+    pub use crate::transport::snapshot::{RaftSnapshot, Receiver, StateAsSnapshot, receive, send};
+    pub use crate::types::{RaftVote, TypeConfig};
 }

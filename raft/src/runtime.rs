@@ -141,3 +141,8 @@ pub(crate) async fn sleep(duration: Duration) {
 pub(crate) fn random_u64() -> u64 {
     rand::rng().random()
 }
+
+/// Does something that waits for a disk on another thread.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)
+}

@@ -12,7 +12,9 @@ use openraft::OptionalSend;
 use openraft::entry::EntryPayload;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
+use daymark_storage::snapshot::Received;
 use daymark_storage::{LogId, StorageError};
 
 use crate::batch::{ProposeError, Waiter};
@@ -49,7 +51,12 @@ pub struct Applied {
     pub id: Option<LogId>,
     /// The bytes of the last [`EntryBody::Membership`] up to there.
     pub membership: Option<Bytes>,
+    /// The last entry of the snapshot that the state began as, if it did: a log that was not reset to it yet may end before.
+    pub installed: Option<LogId>,
 }
+
+/// Told once a snapshot is the state, published and durable, or why it is not.
+pub type Installed = Box<dyn FnOnce(Result<(), StorageError>) + Send>;
 
 /// The replicated state, as raft sees it. Filled by the server.
 pub trait Apply: Send + 'static {
@@ -60,6 +67,11 @@ pub trait Apply: Send + 'static {
     /// Like [`Apply::submit`], but the calling thread has nothing better to do: the entries may be applied here.
     fn submit_or_apply(&mut self, entries: Vec<Committed>) -> Result<(), StorageError> {
         self.submit(entries)
+    }
+    /// Replaces the state by a snapshot, which is a later one, after everything that was submitted before. Only enqueues;
+    /// an error, here or told, stops the member.
+    fn install(&mut self, _snapshot: Received, _done: Installed) -> Result<(), StorageError> {
+        Err(StorageError::Invariant { what: "this state takes no snapshots".into() })
     }
 }
 
@@ -233,7 +245,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let described = if force {
             self.read_applied().map(|(applied, membership)| applied.map(|id| self.describe(id, membership)))
         } else {
-            let durable = self.shared.durable();
+            let built = self.built.as_ref().and_then(|meta| meta.last_log_id.as_ref().map(log_id));
+            let durable = self.shared.releasable().filter(|id| built < Some(*id));
             Ok(durable.and_then(|id| self.membership_at(id).map(|membership| self.describe(id, membership))))
         };
         match described {
@@ -250,12 +263,39 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.try_create_snapshot_builder(true).await.unwrap_or_else(refused)
     }
 
-    async fn install_snapshot(&mut self, _meta: &SnapshotMeta, _snapshot: StateAsSnapshot) -> io::Result<()> {
-        Err(unsupported("installing a snapshot"))
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: StateAsSnapshot) -> io::Result<()> {
+        let no_files = || io::Error::other("a snapshot without files cannot be installed");
+        let received = snapshot.into_received().ok_or_else(no_files)?;
+        let last = received.manifest().applied;
+        if meta.last_log_id != Some(raft_log_id(last)) {
+            return Err(io::Error::other(format!(
+                "a snapshot up to {last} is called one up to {:?}",
+                meta.last_log_id
+            )));
+        }
+        // Told before, as with entries: apply never knows more than this says.
+        self.shared.note_committed(last);
+        let (told, done) = oneshot::channel();
+        let tell = move |result| {
+            // The core only goes away when the member stops; nobody is left to be told then.
+            let _ = told.send(result);
+        };
+        self.apply.get_mut().install(received, Box::new(tell)).map_err(io_error)?;
+        done.await.unwrap_or(Err(StorageError::Stopped)).map_err(io_error)?;
+        self.memberships = vec![meta.last_membership.clone()];
+        self.built = Some(meta.clone());
+        Ok(())
     }
 
+    /// What the log's prefix was released for, or a newer snapshot if there are files of one: then what a peer gets is known
+    /// exactly. Files are made when they are sent.
     async fn get_current_snapshot(&mut self) -> io::Result<Option<RaftSnapshot>> {
-        Ok(self.built.clone().map(|meta| RaftSnapshot { meta, snapshot: StateAsSnapshot }))
+        let made = self.shared.made_snapshot().filter(|made| {
+            let built = self.built.as_ref().and_then(|built| built.last_log_id.as_ref());
+            made.last_log_id.as_ref() > built
+        });
+        let meta = made.or_else(|| self.built.clone());
+        Ok(meta.map(|meta| RaftSnapshot { meta, snapshot: StateAsSnapshot::default() }))
     }
 }
 
@@ -267,10 +307,6 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
 
     async fn build_snapshot(&mut self) -> io::Result<RaftSnapshot> {
         let meta = self.0.clone().map_err(io::Error::other)?;
-        Ok(RaftSnapshot { meta, snapshot: StateAsSnapshot })
+        Ok(RaftSnapshot { meta, snapshot: StateAsSnapshot::default() })
     }
-}
-
-fn unsupported(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::Unsupported, format!("{what} is unsupported until members can be added"))
 }

@@ -47,7 +47,7 @@ impl RaftTypeConfig for TypeConfig {
 
 pub(crate) type LeaderId = leader_id_std::LeaderId<u64, u64>;
 pub(crate) type RaftLogId = openraft::alias::LogIdOf<TypeConfig>;
-pub(crate) type RaftVote = openraft::alias::VoteOf<TypeConfig>;
+pub type RaftVote = openraft::alias::VoteOf<TypeConfig>;
 pub(crate) type RaftEntry = openraft::alias::EntryOf<TypeConfig>;
 pub(crate) type RaftMembership = openraft::Membership<u64, MemberNode>;
 pub(crate) type StoredMembership = openraft::alias::StoredMembershipOf<TypeConfig>;

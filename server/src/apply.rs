@@ -16,8 +16,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use crossbeam_queue::SegQueue;
-use daymark_raft::{Applied, AppliedProgress, Apply, Committed, EntryBody, Waiter};
-use daymark_storage::mvcc::{Event, Writer};
+use daymark_raft::{Applied, AppliedProgress, Apply, Committed, EntryBody, Installed, Waiter};
+use daymark_storage::backend::CopyUse;
+use daymark_storage::mvcc::{Event, Keyspace, Writer};
+use daymark_storage::snapshot::Received;
 use daymark_storage::{LogId, Result, StorageError};
 use parking_lot::Mutex;
 
@@ -53,6 +55,8 @@ pub struct Applier {
     state: State,
     /// Last entry in the write batch or before it.
     last: Option<LogId>,
+    /// Last entry of the snapshot that the state began as.
+    installed: Option<LogId>,
     // The write batch in progress.
     is_dirty: bool,
     begun: Instant,
@@ -68,10 +72,8 @@ impl Applier {
     /// Takes over the write side of the keyspace and publishes what it holds.
     pub fn open(writer: Writer, views: Arc<Views>, progress: AppliedProgress) -> Result<Self> {
         let state = State::open(writer.keyspace())?;
-        views.alarms.store(state.alarms().list());
-        views.members.store(state.members().list());
         views.auth.store(Arc::new(state.auth().clone()));
-        views.leases.begin();
+        show_tables(&views, &state);
         let last = writer.keyspace().applied();
         if let Some(last) = last {
             views.set_applied(last);
@@ -85,6 +87,7 @@ impl Applier {
             writer,
             state,
             last,
+            installed: None,
             is_dirty: false,
             begun: Instant::now(),
             commands: 0,
@@ -100,9 +103,51 @@ impl Applier {
         self.warning = warning;
     }
 
+    /// Says that the state began as a snapshot with that last entry.
+    pub fn began_as(&mut self, installed: Option<LogId>) {
+        self.installed = installed;
+    }
+
     /// What the state holds in order, for raft: a fresh start finds only what is durable.
     pub fn applied(&self) -> Applied {
-        Applied { id: self.last, membership: self.state.members().membership() }
+        Applied { id: self.last, membership: self.state.members().membership(), installed: self.installed }
+    }
+
+    /// Puts a snapshot, which is a later state of the same history, in the place of the state: on disk, from where a start
+    /// finds it whatever happens, and then for readers, watchers and everybody else who looks at views. Who reads the old
+    /// state goes on to do so. Watchers find in history what they have missed, or that it is compacted.
+    pub fn install(&mut self, received: Received) -> Result<()> {
+        self.finish()?;
+        let begun = Instant::now();
+        let keyspace = self.writer.keyspace().clone();
+        let before = keyspace.current_revision();
+        let live = keyspace.backend().open_copy(&received.install()?, CopyUse::Live)?;
+        // Aside at first: rights are published before the data that was written under them.
+        let (aside, writer) = Keyspace::open(live.clone())?;
+        self.state = State::open(&aside)?;
+        drop((aside, writer));
+        let auth = self.state.auth();
+        if auth.revision() != self.views.auth.load().revision() {
+            // Some may have been dropped meanwhile; which ones is not part of the state.
+            self.views.tokens.drop_all();
+        }
+        self.views.auth.store(Arc::new(auth.clone()));
+        self.writer = keyspace.replace(live)?;
+        show_tables(&self.views, &self.state);
+        (self.last, self.installed) = (keyspace.applied(), keyspace.applied());
+        if let Some(last) = self.last {
+            self.views.set_applied(last);
+            self.progress.set(last.index);
+        }
+        let revision = keyspace.current_revision();
+        self.base_revision = revision;
+        for mailbox in &self.views.mailboxes {
+            mailbox.leave_out(revision);
+            mailbox.wake();
+        }
+        let took_ms = begun.elapsed().as_millis() as u64;
+        tracing::info!(before, revision, took_ms, "the state was replaced by a snapshot");
+        Ok(())
     }
 
     /// Applies `entries` in as few write batches as their size allows. An error stops the member: nothing of the write
@@ -277,6 +322,13 @@ impl Applier {
     }
 }
 
+/// Publishes what is not read from the keyspace itself; the lessor reads its table anew.
+fn show_tables(views: &Views, state: &State) {
+    views.alarms.store(state.alarms().list());
+    views.members.store(state.members().list());
+    views.leases.begin();
+}
+
 fn unix_secs() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
@@ -339,9 +391,15 @@ fn count_operations(counters: &AppliedCounters, response: &pb::TxnResponse) -> u
     operations.sum()
 }
 
-/// Entries on their way to the thread "apply". Bounded by admission and by raft, which pauses a replay.
+/// What the thread "apply" is given.
+enum Work {
+    Entries(Vec<Committed>),
+    Install(Received, Installed),
+}
+
+/// Work on its way to the thread "apply". Bounded by admission and by raft, which pauses a replay.
 struct Queue {
-    chunks: SegQueue<Vec<Committed>>,
+    chunks: SegQueue<Work>,
     /// No more will come.
     closed: AtomicBool,
     /// Apply has stopped with an error.
@@ -368,7 +426,7 @@ impl Apply for ApplyQueue {
         if self.queue.failed.load(Ordering::Acquire) {
             return Err(StorageError::Stopped);
         }
-        self.queue.chunks.push(entries);
+        self.queue.chunks.push(Work::Entries(entries));
         self.wake();
         Ok(())
     }
@@ -384,6 +442,15 @@ impl Apply for ApplyQueue {
             return applier.step(entries);
         }
         self.submit(entries)
+    }
+
+    fn install(&mut self, snapshot: Received, done: Installed) -> Result<()> {
+        if self.queue.failed.load(Ordering::Acquire) {
+            return Err(StorageError::Stopped);
+        }
+        self.queue.chunks.push(Work::Install(snapshot, done));
+        self.wake();
+        Ok(())
     }
 }
 
@@ -433,8 +500,20 @@ impl Queue {
     }
 
     /// What is there now; what comes meanwhile belongs to the next write batch, so that nobody waits for it.
-    fn take(&self) -> impl Iterator<Item = Committed> + '_ {
-        (0..self.chunks.len()).map_while(|_| self.chunks.pop()).flatten()
+    fn work(&self, applier: &mut Applier) -> Result<()> {
+        let mut snapshot = None;
+        let chunks = (0..self.chunks.len()).map_while(|_| match self.chunks.pop()? {
+            Work::Entries(entries) => Some(entries),
+            Work::Install(received, done) => {
+                snapshot = Some((received, done));
+                None
+            }
+        });
+        applier.step(chunks.flatten())?;
+        let Some((received, done)) = snapshot else { return Ok(()) };
+        let installed = applier.install(received);
+        done(installed.clone());
+        installed
     }
 }
 
@@ -456,7 +535,7 @@ pub fn start(
     let join = thread::Builder::new().name("apply".into()).spawn(move || {
         let worked = catch_unwind(AssertUnwindSafe(|| {
             while ours.wait() {
-                shared.lock().step(ours.take())?;
+                ours.work(&mut shared.lock())?;
             }
             Ok::<_, StorageError>(())
         }));

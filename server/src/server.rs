@@ -21,6 +21,7 @@ use daymark_raft::{AppliedProgress, Bootstrap, Handle, MemberInfo, PeerOptions, 
 use daymark_storage::backend::rocks::{RocksBackend, RocksOptions};
 use daymark_storage::disk::{DirLock, Disk, RealDisk};
 use daymark_storage::mvcc::Keyspace;
+use daymark_storage::snapshot::{self, SnapshotStore};
 use daymark_storage::wal::{self, Identity, Recovered, Wal, WalOptions, WalStats};
 use daymark_storage::{LogId, StorageError};
 use sha1::{Digest, Sha1};
@@ -48,6 +49,7 @@ use crate::services::reclaim::LongWork;
 use crate::services::snapshot::Snapshots;
 use crate::services::watch::Permission;
 use crate::services::{self, Door, Member, Settings};
+use crate::state::members::MEMBERSHIP;
 use crate::views::Views;
 use crate::watch::{Engine, Options as WatchOptions};
 
@@ -136,6 +138,7 @@ impl Server {
         let progress = AppliedProgress::default();
         let mut applier = Applier::open(storage.writer, views.clone(), progress.clone())?;
         applier.warn_above(config.warning_apply);
+        applier.began_as(storage.installed);
         let thread_failed = |error: std::io::Error| StartError::new(error, "raise the limit of threads of this user");
         let (queue, apply_thread) = apply::start(applier, fatal(&on_fatal, "apply")).map_err(thread_failed)?;
         let wal_fatal = fatal(&on_fatal, "log");
@@ -155,6 +158,7 @@ impl Server {
             bootstrap: Bootstrap::from_recovered(&storage.recovered, founders),
             applied: progress,
             peers: PeerOptions::none(),
+            snapshots: Some(state_snapshots(config, &disk, cluster_id, &storage.keyspace)),
         };
         let raft = daymark_raft::start(options, Box::new(queue), fatal(&on_fatal, "raft"))
             .map_err(|error| StartError::new(error, "choose a data directory that belongs to this member"))?;
@@ -300,6 +304,8 @@ struct Storage {
     wal: Wal,
     worker: wal::WalWorker,
     recovered: Recovered,
+    /// Last entry of the snapshot that the state began as.
+    installed: Option<LogId>,
 }
 
 impl Storage {
@@ -318,21 +324,22 @@ impl Storage {
             unsafe_no_fsync: config.unsafe_no_fsync,
             ..WalOptions::new(wal_dir(config), identity)
         };
-        let (wal, worker, recovered) = Wal::open(disk, options)?;
+        let (wal, worker, recovered) = Wal::open(disk.clone(), options)?;
         if let Some(cut) = &recovered.cut {
             let (path, offset, bytes) = (cut.path.display(), cut.offset, cut.bytes);
             tracing::warn!(%path, offset, bytes, "cut the torn end of the log: writes that were never acknowledged");
         }
         let log_ms = begun.elapsed().as_millis() as u64;
+        let place = snapshot::recover(&*disk, &config.data_dir.join("member"))?;
         let backend = RocksBackend::open(RocksOptions {
             memory_budget_bytes: memory.backend_bytes as usize,
-            ..RocksOptions::new(config.data_dir.join("member").join("db"))
+            ..RocksOptions::new(place.dir)
         })?;
         let (keyspace, writer) = Keyspace::open_with(backend, memory.record_cache_bytes as usize)?;
-        check_belong_together(&keyspace, &recovered)?;
+        check_belong_together(&keyspace, &recovered, place.installed)?;
         let (revision, state_ms) = (keyspace.current_revision(), begun.elapsed().as_millis() as u64 - log_ms);
         tracing::info!(revision, log_ms, state_ms, "opened log and state");
-        Ok(Self { keyspace, writer, wal, worker, recovered })
+        Ok(Self { keyspace, writer, wal, worker, recovered, installed: place.installed })
     }
 }
 
@@ -340,11 +347,16 @@ fn wal_dir(config: &Config) -> PathBuf {
     config.wal_dir.clone().unwrap_or_else(|| config.data_dir.join("member").join("wal"))
 }
 
-/// A log that ends before the state was lost in part; applied entries are always in it unless they were released.
-fn check_belong_together(keyspace: &Keyspace, recovered: &Recovered) -> Result<(), StartError> {
+/// A log that ends before the state was lost in part; applied entries are always in it unless they were released. Or the
+/// state is a snapshot as it was installed, and a crash came before the log was reset to it.
+fn check_belong_together(
+    keyspace: &Keyspace,
+    recovered: &Recovered,
+    installed: Option<LogId>,
+) -> Result<(), StartError> {
     let Some(applied) = keyspace.applied() else { return Ok(()) };
     let end = recovered.last.max(recovered.released);
-    if end.is_some_and(|end| end.index >= applied.index) {
+    if end.is_some_and(|end| end.index >= applied.index) || installed == Some(applied) {
         return Ok(());
     }
     let end = end.map_or("empty".to_owned(), |end: LogId| format!("at {end}"));
@@ -466,11 +478,26 @@ fn room_watch(config: &Config, views: &Arc<Views>, disk: Arc<dyn Disk>, wal: Wal
     })
 }
 
+/// What raft sends to members that are far behind, and takes from others if this one is.
+fn state_snapshots(
+    config: &Config,
+    disk: &Arc<dyn Disk>,
+    cluster_id: u64,
+    keyspace: &Arc<Keyspace>,
+) -> Arc<SnapshotStore> {
+    let reserve_bytes = Directory::on_volume(config.data_dir.clone(), volume_bytes(&config.data_dir)).reserve_bytes;
+    let dir = config.data_dir.join("member");
+    SnapshotStore::new(disk.clone(), dir, cluster_id, keyspace.clone(), MEMBERSHIP, reserve_bytes)
+}
+
+fn volume_bytes(dir: &Path) -> u64 {
+    rustix::fs::statvfs(dir).map_or(u64::MAX, |volume| volume.f_blocks * volume.f_frsize)
+}
+
 /// Made beside the data, as far as its volume has room beyond the reserve for it.
 fn snapshots(config: &Config, disk: Arc<dyn Disk>) -> Snapshots {
     let dir = config.data_dir.clone();
-    let volume_bytes = rustix::fs::statvfs(&dir).map_or(u64::MAX, |volume| volume.f_blocks * volume.f_frsize);
-    let reserve_bytes = Directory::on_volume(dir.clone(), volume_bytes).reserve_bytes;
+    let reserve_bytes = Directory::on_volume(dir.clone(), volume_bytes(&dir)).reserve_bytes;
     // What is written until the next look must not reach the reserve.
     Snapshots::new(disk, dir, reserve_bytes + 4 * limits::EXPORT_PIECE_BYTES as u64)
 }

@@ -89,6 +89,7 @@ impl TestMember {
             bootstrap: Bootstrap::from_recovered(&recovered, vec![me]),
             applied: progress,
             peers: PeerOptions::none(),
+            snapshots: None,
         };
         let raft = daymark_raft::start(options, Box::new(queue), on_fatal()).expect("raft starts");
         let snapshots = Snapshots::new(Arc::new(disk.clone()), "/data".into(), 0);

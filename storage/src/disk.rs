@@ -41,10 +41,12 @@ pub trait Disk: Send + Sync + 'static {
     fn exists(&self, path: &Path) -> Result<bool>;
     /// Opens a file.
     fn open(&self, path: &Path, mode: OpenMode) -> Result<Arc<dyn DiskFile>>;
-    /// Renames a file, replacing what has the new name.
+    /// Renames a file, replacing what has the new name; or a directory, whose new name must be free.
     fn rename(&self, from: &Path, to: &Path) -> Result<()>;
     /// Removes a file.
     fn remove(&self, path: &Path) -> Result<()>;
+    /// Removes a directory with all that is in it; a crash may leave some of it.
+    fn remove_dir(&self, dir: &Path) -> Result<()>;
     /// Makes the names in `dir` durable.
     fn sync_dir(&self, dir: &Path) -> Result<()>;
     /// Bytes that may still be written to the file system of `dir`.
@@ -167,6 +169,10 @@ impl Disk for RealDisk {
 
     fn remove(&self, path: &Path) -> Result<()> {
         fs::remove_file(path).map_err(|error| StorageError::io("removing", path, error))
+    }
+
+    fn remove_dir(&self, dir: &Path) -> Result<()> {
+        fs::remove_dir_all(dir).map_err(|error| StorageError::io("removing the directory", dir, error))
     }
 
     fn sync_dir(&self, dir: &Path) -> Result<()> {

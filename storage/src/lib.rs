@@ -2,7 +2,7 @@
 //! rules, of commands, of networks or of clocks.
 //!
 //! Reading order: [`disk`] (the only way to files), [`wal`] (raft's log and vote), [`backend`] (families of ordered
-//! bytes), [`mvcc`] (the keyspace that clients see).
+//! bytes), [`mvcc`] (the keyspace that clients see), [`snapshot`] (all of the state, on its way to another member).
 
 pub mod codec;
 pub mod disk;
@@ -16,6 +16,8 @@ pub mod sorter;
 
 pub mod backend;
 pub mod mvcc;
+
+pub mod snapshot;
 
 pub use error::{Result, StorageError};
 pub use log_id::LogId;

@@ -57,6 +57,7 @@ enum NameStep {
     /// From, to, and which file: a rename that survives names that file, whatever became of earlier steps.
     Rename(PathBuf, PathBuf, u64),
     Remove(PathBuf),
+    RenameDir(PathBuf, PathBuf),
 }
 
 /// What happens to an operation.
@@ -189,6 +190,10 @@ impl SimDisk {
         if fate != Fate::Fail {
             let step = step(&mut inner)?;
             apply_name(&mut inner.names, &step);
+            if let NameStep::RenameDir(from, to) = &step {
+                inner.dirs = inner.dirs.iter().map(|path| moved(path, from, to)).collect();
+                move_pending(&mut inner.pending, from, to);
+            }
             inner.pending.push(step);
         }
         outcome(fate, path)
@@ -224,8 +229,9 @@ impl Disk for SimDisk {
     fn list(&self, dir: &Path) -> Result<Vec<String>> {
         let inner = self.inner.lock();
         inner.check_power(dir)?;
-        let inside = inner.names.keys().filter(|path| path.parent() == Some(dir));
-        Ok(inside.filter_map(|path| Some(path.file_name()?.to_str()?.to_string())).collect())
+        let inside = inner.names.keys().chain(&inner.dirs).filter(|path| path.parent() == Some(dir));
+        let names: BTreeSet<_> = inside.filter_map(|path| Some(path.file_name()?.to_str()?.to_string())).collect();
+        Ok(names.into_iter().collect())
     }
 
     fn exists(&self, path: &Path) -> Result<bool> {
@@ -247,7 +253,11 @@ impl Disk for SimDisk {
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {
         self.change_name(from, |inner| match inner.names.get(from) {
             Some(file) => Ok(NameStep::Rename(from.into(), to.into(), *file)),
-            None => Err(not_found(from)),
+            None if !inner.dirs.contains(from) => Err(not_found(from)),
+            None if inner.dirs.contains(to) => {
+                Err(StorageError::io("renaming", from, io::ErrorKind::DirectoryNotEmpty.into()))
+            }
+            None => Ok(NameStep::RenameDir(from.into(), to.into())),
         })
     }
 
@@ -256,6 +266,23 @@ impl Disk for SimDisk {
             true => Ok(NameStep::Remove(path.into())),
             false => Err(not_found(path)),
         })
+    }
+
+    fn remove_dir(&self, dir: &Path) -> Result<()> {
+        let inside: Vec<PathBuf> = {
+            let inner = self.inner.lock();
+            inner.check_power(dir)?;
+            inner.names.keys().filter(|path| path.starts_with(dir)).cloned().collect()
+        };
+        for path in inside {
+            self.remove(&path)?;
+        }
+        let (mut inner, fate) = self.begin(dir)?;
+        if fate != Fate::Fail {
+            // As with a new directory, it counts as durable at once; names in it are kept apart.
+            inner.dirs.retain(|path| !path.starts_with(dir));
+        }
+        outcome(fate, dir)
     }
 
     fn sync_dir(&self, dir: &Path) -> Result<()> {
@@ -368,6 +395,8 @@ impl Inner {
         for step in std::mem::take(&mut self.pending) {
             if random.keeps(keep_one_in) {
                 apply_name(&mut self.platter_names, &step);
+            } else if let NameStep::RenameDir(from, to) = &step {
+                self.dirs = self.dirs.iter().map(|path| moved(path, to, from)).collect();
             }
         }
         let mut files: Vec<_> = self.files.iter_mut().collect();
@@ -403,7 +432,7 @@ impl Content {
 
 impl NameStep {
     fn is_in(&self, dir: &Path) -> bool {
-        let (Self::Create(path, _) | Self::Rename(_, path, _) | Self::Remove(path)) = self;
+        let (Self::Create(path, _) | Self::Rename(_, path, _) | Self::Remove(path) | Self::RenameDir(_, path)) = self;
         path.parent() == Some(dir)
     }
 }
@@ -421,6 +450,29 @@ fn apply_name(names: &mut BTreeMap<PathBuf, u64>, step: &NameStep) {
         }
         NameStep::Remove(path) => {
             names.remove(path);
+        }
+        NameStep::RenameDir(from, to) => {
+            *names = std::mem::take(names).into_iter().map(|(path, file)| (moved(&path, from, to), file)).collect();
+        }
+    }
+}
+
+/// Where `path` is once the directory `from` is called `to`.
+fn moved(path: &Path, from: &Path, to: &Path) -> PathBuf {
+    match path.strip_prefix(from) {
+        Ok(rest) if rest.as_os_str().is_empty() => to.into(),
+        Ok(rest) => to.join(rest),
+        Err(_) => path.into(),
+    }
+}
+
+/// Steps inside a directory that was renamed before they became durable: they follow it.
+fn move_pending(pending: &mut [NameStep], from: &Path, to: &Path) {
+    for step in pending {
+        match step {
+            NameStep::Create(path, _) | NameStep::Remove(path) => *path = moved(path, from, to),
+            NameStep::Rename(old, new, _) => (*old, *new) = (moved(old, from, to), moved(new, from, to)),
+            NameStep::RenameDir(..) => {}
         }
     }
 }

@@ -5,6 +5,7 @@
 mod backend;
 mod disk;
 mod mvcc;
+mod snapshot;
 mod wal;
 
 /// As in the server, so that what is measured of memory is what it takes.

@@ -3,6 +3,7 @@
 
 mod peers;
 mod seam;
+pub(crate) mod snapshot;
 
 use std::future::Future;
 
@@ -17,13 +18,7 @@ use crate::types::{RaftVote, TypeConfig};
 pub(crate) use peers::Peers;
 pub use peers::ask;
 pub use seam::{BoxFuture, CallError, CallReply, Calls, Dialer, NoCalls, NoDialer, PeerIo, PeerOptions, PeerStream};
-
-/// Stands for "the state that the backend has on disk", the only snapshot there is before members can be added: it
-/// justifies releasing the log's prefix and carries no bytes, so it cannot be shipped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StateAsSnapshot;
-
-pub(crate) type RaftSnapshot = openraft::alias::SnapshotOf<TypeConfig, StateAsSnapshot>;
+pub use snapshot::{RaftSnapshot, StateAsSnapshot};
 
 /// Makes a connection to a peer.
 pub(crate) struct NoPeers;

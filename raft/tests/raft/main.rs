@@ -6,5 +6,6 @@
 mod conformance;
 mod faults;
 mod one_voter;
+mod snapshots;
 mod speed;
 mod support;

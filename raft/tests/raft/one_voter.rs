@@ -194,6 +194,7 @@ fn options(wal: daymark_storage::wal::Wal, bootstrap: Bootstrap, state: &State) 
         bootstrap,
         applied: state.progress.clone(),
         peers: PeerOptions::none(),
+        snapshots: None,
     }
 }
 

@@ -183,6 +183,7 @@ impl Member {
             bootstrap: Bootstrap::from_recovered(&recovered, vec![me]),
             applied: state.progress.clone(),
             peers: PeerOptions::none(),
+            snapshots: None,
         };
         let (fatal_out, fatal) = mpsc::channel();
         let on_fatal = move |why| fatal_out.send(why).unwrap();

@@ -23,7 +23,8 @@ use daymark_api::etcdserverpb as pb;
 use crate::command::{MemberAttributes, MemberPeerUrls};
 use crate::error::Error;
 
-const MEMBERSHIP: &[u8] = b"raft/membership";
+/// Row of raft's own bytes.
+pub const MEMBERSHIP: &[u8] = b"raft/membership";
 const ATTRIBUTES: &[u8] = b"member/attributes/";
 const ATTRIBUTES_END: &[u8] = b"member/attributes0";
 const PEER_URLS: &[u8] = b"member/peer-urls/";

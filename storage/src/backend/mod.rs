@@ -8,6 +8,7 @@ pub mod mem;
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::error::Result;
 
@@ -133,6 +134,19 @@ pub trait Backend: Send + Sync + 'static {
     fn size(&self) -> Result<BackendSize>;
     /// Writes a consistent copy, all that was written included, into the new directory `dir`.
     fn checkpoint(&self, dir: &Path) -> Result<()>;
+    /// Opens such a copy in `dir`, with the settings of this backend.
+    fn open_copy(&self, dir: &Path, purpose: CopyUse) -> Result<Arc<dyn Backend>>;
+    /// Another backend has taken its place: once nobody uses this one any more, its files are removed.
+    fn retire(&self);
+}
+
+/// What a copy is opened for.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum CopyUse {
+    /// To read a few rows; nothing in the directory changes.
+    Look,
+    /// To be the state from now on.
+    Live,
 }
 
 /// Is shown key and value of one row after the other, until it breaks.

@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::compaction_filter::Decision;
@@ -16,7 +16,7 @@ use rocksdb::{
     WaitForCompactOptions, WriteBufferManager, WriteOptions,
 };
 
-use super::{Backend, BackendSize, Cursor, Direction, Family, Span, View, WriteBatch};
+use super::{Backend, BackendSize, CopyUse, Cursor, Direction, Family, Span, View, WriteBatch};
 use crate::disk::{Disk, RealDisk};
 use crate::error::{Result, StorageError};
 use crate::mvcc::{Revision, layout};
@@ -30,6 +30,9 @@ const LEVEL_BASE_BYTES: u64 = 256 << 20;
 /// target files, would ask for 1.6 GiB of free space at once. A merge of flushed files into the first level takes all
 /// of these that overlap, so no less than that level makes sense.
 const MERGE_BYTES_MAX: u64 = LEVEL_BASE_BYTES;
+
+/// What looking at a few rows of a copy may take.
+const LOOK_BUDGET_BYTES: usize = 8 << 20;
 
 /// How a [`RocksBackend`] is opened.
 #[derive(Clone, Debug)]
@@ -73,6 +76,26 @@ pub struct RocksBackend {
     write: WriteOptions,
     // Shared with the compaction filters.
     history_floor: Arc<AtomicI64>,
+    options: RocksOptions,
+    /// Behind `db`, so that the database is closed when its files go.
+    retired: Retired,
+}
+
+/// Removes a directory if it was asked to.
+struct Retired {
+    is_set: AtomicBool,
+    dir: PathBuf,
+}
+
+impl Drop for Retired {
+    fn drop(&mut self) {
+        if !self.is_set.load(Ordering::Acquire) {
+            return;
+        }
+        if let Err(error) = RealDisk::new().remove_dir(&self.dir) {
+            tracing::warn!(%error, "the files of a replaced state are left until the next start");
+        }
+    }
 }
 
 impl RocksBackend {
@@ -84,9 +107,13 @@ impl RocksBackend {
     /// As [`RocksBackend::open`], the directory being made through `disk`: RocksDB makes what is in it durable, but not
     /// the directory's own name, which a power cut would take with all of it.
     fn open_in(disk: &dyn Disk, options: RocksOptions) -> Result<Arc<Self>> {
+        disk.create_dir_all(&options.dir)?;
+        check_families(&options.dir)?;
+        Self::open_as(options, CopyUse::Live)
+    }
+
+    fn open_as(options: RocksOptions, purpose: CopyUse) -> Result<Arc<Self>> {
         let dir = options.dir.clone();
-        disk.create_dir_all(&dir)?;
-        check_families(&dir)?;
         let cache = Cache::new_hyper_clock_cache(options.memory_budget_bytes, 0);
         let memtables =
             WriteBufferManager::new_write_buffer_manager_with_cache(options.memtable_bytes(), false, cache.clone());
@@ -96,13 +123,18 @@ impl RocksBackend {
             let options = family_options(family, &options, &cache, &history_floor);
             ColumnFamilyDescriptor::new(family.name(), options)
         });
-        let db = DB::open_cf_descriptors(&database, &dir, families).map_err(|error| explain(&dir, error))?;
+        let opened = match purpose {
+            CopyUse::Live => DB::open_cf_descriptors(&database, &dir, families),
+            CopyUse::Look => DB::open_cf_descriptors_read_only(&database, &dir, families, false),
+        };
+        let db = opened.map_err(|error| explain(&dir, error))?;
         let mut read_durable = ReadOptions::default();
         read_durable.set_read_tier(ReadTier::Persisted);
         let mut write = WriteOptions::default();
         write.disable_wal(true);
         let read = ReadOptions::default();
-        Ok(Arc::new(Self { dir, db, cache, memtables, read, read_durable, write, history_floor }))
+        let retired = Retired { is_set: AtomicBool::new(false), dir: dir.clone() };
+        Ok(Arc::new(Self { dir, db, cache, memtables, read, read_durable, write, history_floor, options, retired }))
     }
 
     /// Waits until RocksDB has nothing left to flush or merge.
@@ -235,6 +267,21 @@ impl Backend for RocksBackend {
     fn checkpoint(&self, dir: &Path) -> Result<()> {
         let made = Checkpoint::new(&self.db).and_then(|checkpoint| checkpoint.create_checkpoint(dir));
         made.map_err(|error| explain(&self.dir, error))
+    }
+
+    fn open_copy(&self, dir: &Path, purpose: CopyUse) -> Result<Arc<dyn Backend>> {
+        let options = RocksOptions { dir: dir.into(), ..self.options.clone() };
+        match purpose {
+            CopyUse::Live => Ok(Self::open(options)?),
+            CopyUse::Look => {
+                let options = RocksOptions { memory_budget_bytes: LOOK_BUDGET_BYTES, ..options };
+                Ok(Self::open_as(options, purpose)?)
+            }
+        }
+    }
+
+    fn retire(&self) {
+        self.retired.is_set.store(true, Ordering::Release);
     }
 }
 

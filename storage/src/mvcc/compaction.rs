@@ -3,10 +3,10 @@
 
 use std::sync::atomic::Ordering;
 
-use super::Keyspace;
 use super::layout::{self, Record, UndoRecord};
 use super::revision::Revision;
 use super::rewind::undecodable;
+use super::{Keyspace, Shared};
 use crate::backend::{Direction, Family, Span, WriteBatch};
 use crate::error::{Result, StorageError};
 
@@ -32,7 +32,8 @@ impl Keyspace {
         if compact <= 0 {
             return Ok(());
         }
-        let shared = &self.shared;
+        let shared = self.shared();
+        let compact = shared.compact_revision.load(Ordering::Acquire);
         if shared.durable_position()?.is_none_or(|position| position.compact_revision < compact) {
             shared.backend.flush()?;
         }
@@ -52,36 +53,12 @@ impl Keyspace {
         let first_kept = layout::revision_key(Revision::first_of(floor));
         shared.backend.drop_files_below(Family::Log, &first_kept)?;
         shared.backend.drop_files_below(Family::Fwd, &first_kept)?;
-        self.forget_before(floor)
-    }
-
-    /// What keys were before revision `floor`: nobody rewinds over its changes any more, but one of them may have removed
-    /// a whole store. The changes themselves stay for history, and values that the same revision had written before.
-    fn forget_before(&self, floor: i64) -> Result<()> {
-        let shared = &self.shared;
-        let [start, end] = [floor, floor + 1].map(|main| layout::revision_key(Revision::first_of(main)));
-        let span = Span { start: &start, end: Some(&end) };
-        let mut cursor = shared.backend.iterate(Family::Log, span, Direction::Forward)?;
-        let (mut batch, mut shorter) = (WriteBatch::default(), Vec::new());
-        while let Some((key, bytes)) = cursor.item() {
-            let at = layout::decode_revision_key(key).ok_or_else(|| undecodable(shared, "key of history", key))?;
-            let undo = layout::decode_undo(at, bytes).ok_or_else(|| undecodable(shared, "undo record", key))?;
-            if matches!(undo.previous, Record::Live(meta, _) if meta.modified.main < floor) {
-                shorter.clear();
-                layout::encode_undo(&UndoRecord { previous: Record::None, ..undo }, &mut shorter);
-                batch.put(Family::Log, key, &shorter);
-            }
-            if batch.byte_len() >= FORGET_BATCH_BYTES {
-                shared.backend.write(&mut batch)?;
-            }
-            cursor.advance()?;
-        }
-        if batch.is_empty() { Ok(()) } else { shared.backend.write(&mut batch) }
+        forget_before(&shared, floor)
     }
 
     /// Whether a compaction has left history that [`Keyspace::drop_history`] may drop by now.
     pub fn has_history_to_drop(&self) -> bool {
-        let pinned = self.shared.pins.lock().keys().next().copied();
+        let pinned = self.shared.load().pins.lock().keys().next().copied();
         let allowed = pinned.unwrap_or(i64::MAX).min(self.compact_revision());
         allowed > self.history_floor()
     }
@@ -91,11 +68,34 @@ impl Keyspace {
     /// long as the store is large, so it is for those who ask for it.
     pub fn reclaim(&self) -> Result<()> {
         self.drop_history()?;
-        self.shared.backend.reclaim()
+        self.shared().backend.reclaim()
     }
 
     /// No read below it can be answered any more.
     pub fn history_floor(&self) -> i64 {
-        self.shared.history_floor.load(Ordering::Acquire)
+        self.shared.load().history_floor.load(Ordering::Acquire)
     }
+}
+
+/// What keys were before revision `floor`: nobody rewinds over its changes any more, but one of them may have removed
+/// a whole store. The changes themselves stay for history, and values that the same revision had written before.
+fn forget_before(shared: &Shared, floor: i64) -> Result<()> {
+    let [start, end] = [floor, floor + 1].map(|main| layout::revision_key(Revision::first_of(main)));
+    let span = Span { start: &start, end: Some(&end) };
+    let mut cursor = shared.backend.iterate(Family::Log, span, Direction::Forward)?;
+    let (mut batch, mut shorter) = (WriteBatch::default(), Vec::new());
+    while let Some((key, bytes)) = cursor.item() {
+        let at = layout::decode_revision_key(key).ok_or_else(|| undecodable(shared, "key of history", key))?;
+        let undo = layout::decode_undo(at, bytes).ok_or_else(|| undecodable(shared, "undo record", key))?;
+        if matches!(undo.previous, Record::Live(meta, _) if meta.modified.main < floor) {
+            shorter.clear();
+            layout::encode_undo(&UndoRecord { previous: Record::None, ..undo }, &mut shorter);
+            batch.put(Family::Log, key, &shorter);
+        }
+        if batch.byte_len() >= FORGET_BATCH_BYTES {
+            shared.backend.write(&mut batch)?;
+        }
+        cursor.advance()?;
+    }
+    if batch.is_empty() { Ok(()) } else { shared.backend.write(&mut batch) }
 }

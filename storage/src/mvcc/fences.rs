@@ -75,6 +75,10 @@ impl Default for Fences {
 
 impl Fences {
     /// For tests with few keys.
+    pub(super) fn keys_per_fence(&self) -> usize {
+        self.keys_per_fence.load(Ordering::Relaxed)
+    }
+
     pub(super) fn set_keys_per_fence(&self, keys: usize) {
         self.keys_per_fence.store(keys.max(1), Ordering::Relaxed);
     }

@@ -64,7 +64,8 @@ impl Keyspace {
     /// The hash at `revision`, or at the current one if it is 0 or less. Costs as much as has changed since. None if
     /// `give_up` said so.
     pub fn hash(&self, revision: i64, give_up: &GiveUp<'_>) -> std::result::Result<Option<KeyspaceHash>, ReadError> {
-        let (current, compact_revision) = self.shared.revisions();
+        let shared = self.shared();
+        let (current, compact_revision) = shared.revisions();
         let revision = if revision <= 0 { current } else { revision };
         if revision > current {
             return Err(ReadError::Future);
@@ -73,14 +74,14 @@ impl Keyspace {
             return Err(ReadError::Compacted);
         }
         // Of what is committed, which may be newer than what is published.
-        let (newest, sum) = stored(&self.shared)?.ok_or_else(|| StorageError::Invariant {
+        let (newest, sum) = stored(&shared)?.ok_or_else(|| StorageError::Invariant {
             what: "the hash of the keyspace is missing, although it was there at the start".into(),
         })?;
-        let mut unwind = Unwind::new(Source { shared: &self.shared, overlay: None }, revision, sum);
+        let mut unwind = Unwind::new(Source { shared: &shared, overlay: None }, revision, sum);
         if !unwind.run(newest, give_up)? {
             return Ok(None);
         }
-        self.shared.check_floor(revision)?;
+        shared.check_floor(revision)?;
         Ok(Some(KeyspaceHash { revision, compact_revision, sum: unwind.sum }))
     }
 
@@ -88,10 +89,11 @@ impl Keyspace {
     /// Comparable only while nothing is written. None if `give_up` said so.
     pub fn hash_everything(&self, give_up: &GiveUp<'_>) -> Result<Option<u32>> {
         let mut crc = 0;
+        let shared = self.shared();
         for family in [Family::Cur, Family::Lease, Family::Meta] {
             crc = crc32c::crc32c_append(crc, family.name().as_bytes());
             let everything = Span { start: b"", end: None };
-            let mut cursor = self.shared.backend.iterate(family, everything, Direction::Forward)?;
+            let mut cursor = shared.backend.iterate(family, everything, Direction::Forward)?;
             while let Some((key, value)) = cursor.item() {
                 if give_up() {
                     return Ok(None);
@@ -112,9 +114,10 @@ impl Keyspace {
 /// error says what differs. Reads all of the keyspace.
 pub fn verify(keyspace: &Keyspace, revision: i64) -> std::result::Result<KeyspaceHash, ReadError> {
     let kept = keyspace.hash(revision, &|| false)?.expect("nobody gives up");
-    let source = Source { shared: &keyspace.shared, overlay: None };
+    let shared = keyspace.shared();
+    let source = Source { shared: &shared, overlay: None };
     let sum = of_state(&source, kept.revision)?;
-    keyspace.shared.check_floor(kept.revision)?;
+    shared.check_floor(kept.revision)?;
     if sum != kept.sum {
         let what = format!(
             "the records at revision {} hash to {sum:032x}, but {:032x} is what was kept of their changes",

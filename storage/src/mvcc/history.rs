@@ -35,12 +35,13 @@ impl Keyspace {
         with_prev: bool,
         bytes_max: usize,
     ) -> Result<HistoryChunk, ReadError> {
-        let (current, compact) = self.shared.revisions();
+        let shared = self.shared();
+        let (current, compact) = shared.revisions();
         if from_revision < compact {
             return Err(ReadError::Compacted);
         }
         let options = Scan { range, with_prev, bytes_max, compact };
-        scan(&self.shared, from_revision, to_revision_inclusive.min(current), &options)
+        scan(&shared, from_revision, to_revision_inclusive.min(current), &options)
     }
 }
 

@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 
 use crate::backend::{self, Backend, BackendSize, Family, Span, VisitRow, WriteBatch};
@@ -71,8 +71,12 @@ pub enum ReadError {
 /// - `history floor <= durable compact revision <= compact_revision <= read revision <= current_revision`;
 /// - every change above the history floor has its undo record, which never changes;
 /// - `durable applied <= applied`.
+///
+/// All of it may be replaced by a newer state of the same history, see [`Keyspace::replace`]: reads that have begun end
+/// in the old one.
 pub struct Keyspace {
-    shared: Arc<Shared>,
+    shared: ArcSwap<Shared>,
+    cache_bytes_max: usize,
 }
 
 /// What readers and the writer have in common.
@@ -98,7 +102,7 @@ impl Keyspace {
     /// How often [`Keyspace::read_current`] reads.
     pub const READ_CURRENT_TRIES: u32 = 8;
     /// Revision of the empty store, and etcd's internal value for "never compacted".
-    const EMPTY: Position = Position { applied: None, current_revision: 1, compact_revision: -1 };
+    pub(crate) const EMPTY: Position = Position { applied: None, current_revision: 1, compact_revision: -1 };
 
     /// Opens what `backend` holds, or makes an empty keyspace. There is one writer, for the apply thread.
     pub fn open(backend: Arc<dyn Backend>) -> Result<(Arc<Self>, Writer)> {
@@ -107,45 +111,50 @@ impl Keyspace {
 
     /// As [`Keyspace::open`], with another bound for the writer's cache of hot keys.
     pub fn open_with(backend: Arc<dyn Backend>, cache_bytes_max: usize) -> Result<(Arc<Self>, Writer)> {
-        check_format(&*backend)?;
-        let shared = Shared {
-            backend,
-            current_revision: AtomicI64::new(0),
-            compact_revision: AtomicI64::new(0),
-            applied: ArcSwapOption::empty(),
-            written_bytes: AtomicU64::new(0),
-            history_floor: AtomicI64::new(0),
-            pins: Mutex::default(),
-            fences: Fences::default(),
-        };
-        let mut bytes = Vec::new();
-        let position = match shared.backend.get(Family::Meta, layout::POSITION_KEY, &mut bytes)? {
-            true => shared.decode_position(&bytes)?,
-            false => Self::EMPTY,
-        };
-        check_history_end(&shared, position.current_revision)?;
-        let floor = shared.durable_position()?.map_or(0, |position| position.compact_revision).max(0);
-        shared.history_floor.store(floor, Ordering::Release);
-        shared.backend.set_history_floor(floor);
-        shared.publish(&position);
-        let hash = hash::open(&shared, position.current_revision)?;
-        let keyspace = Arc::new(Self { shared: Arc::new(shared) });
-        Ok((keyspace.clone(), Writer::new(keyspace, position, hash, cache_bytes_max)))
+        let (shared, position, hash) = Shared::open(backend)?;
+        let keyspace = Arc::new(Self { shared: ArcSwap::from_pointee(shared), cache_bytes_max });
+        let shared = keyspace.shared();
+        Ok((keyspace.clone(), Writer::new(keyspace, shared, position, hash, cache_bytes_max)))
+    }
+
+    /// From now on what `backend` holds is the keyspace: a later state of the same history. The writer before must not be
+    /// used any more. Who reads the old state goes on to do so; its files go with the last of them.
+    pub fn replace(self: &Arc<Self>, backend: Arc<dyn Backend>) -> Result<Writer> {
+        let (shared, position, hash) = Shared::open(backend)?;
+        let current = self.current_revision();
+        if position.current_revision < current || position.compact_revision < self.compact_revision() {
+            let what = format!(
+                "a state at revision {} cannot replace one at revision {current}: it is older",
+                position.current_revision
+            );
+            return Err(StorageError::Invariant { what });
+        }
+        shared.written_bytes.store(self.written_bytes(), Ordering::Relaxed);
+        shared.fences.set_keys_per_fence(self.shared().fences.keys_per_fence());
+        let shared = Arc::new(shared);
+        let before = self.shared.swap(shared.clone());
+        before.backend.retire();
+        Ok(Writer::new(self.clone(), shared, position, hash, self.cache_bytes_max))
+    }
+
+    fn shared(&self) -> Arc<Shared> {
+        self.shared.load_full()
     }
 
     /// Newest revision that readers see.
     pub fn current_revision(&self) -> i64 {
-        self.shared.current_revision.load(Ordering::Acquire)
+        self.shared.load().current_revision.load(Ordering::Acquire)
     }
 
     /// Below it nothing can be read; -1 if never compacted.
     pub fn compact_revision(&self) -> i64 {
-        self.shared.compact_revision.load(Ordering::Acquire)
+        self.shared.load().compact_revision.load(Ordering::Acquire)
     }
 
     /// Reads at `revision`, or at the current one if it is 0 or less.
     pub fn read(&self, revision: i64) -> std::result::Result<ReadTxn, ReadError> {
-        let (current, compact) = self.shared.revisions();
+        let shared = self.shared.load();
+        let (current, compact) = shared.revisions();
         let revision = if revision <= 0 { current } else { revision };
         if revision > current {
             return Err(ReadError::Future);
@@ -153,7 +162,7 @@ impl Keyspace {
         if revision < compact {
             return Err(ReadError::Compacted);
         }
-        Ok(ReadTxn::new(self.shared.clone(), revision))
+        Ok(ReadTxn::new(shared.clone(), revision))
     }
 
     /// Runs `read` at the current revision, and again at a newer one if meanwhile a compaction above it has dropped
@@ -178,54 +187,80 @@ impl Keyspace {
 
     /// How many keys lie between the fences that make counting quick, from now on. The default suits all but tests.
     pub fn set_keys_per_fence(&self, keys: usize) {
-        self.shared.fences.set_keys_per_fence(keys);
+        self.shared.load().fences.set_keys_per_fence(keys);
     }
 
     /// The last log entry that readers see the changes of.
     pub fn applied(&self) -> Option<LogId> {
-        self.shared.applied.load().as_deref().copied()
+        self.shared.load().applied.load().as_deref().copied()
     }
 
     /// The last log entry whose changes survive a crash: the log may be released up to it, and is replayed behind it.
     pub fn durable_applied(&self) -> Result<Option<LogId>> {
-        Ok(self.shared.durable_position()?.and_then(|position| position.applied))
+        Ok(self.shared.load().durable_position()?.and_then(|position| position.applied))
     }
 
     /// Makes everything committed so far durable.
     pub fn flush(&self) -> Result<()> {
-        self.shared.backend.flush()
+        self.shared().backend.flush()
     }
 
     /// Present size.
     pub fn size(&self) -> Result<BackendSize> {
-        self.shared.backend.size()
+        self.shared().backend.size()
     }
 
     /// Bytes of keys and values in the write batches since it was opened; only grows. One atomic load.
     pub fn written_bytes(&self) -> u64 {
-        self.shared.written_bytes.load(Ordering::Relaxed)
+        self.shared.load().written_bytes.load(Ordering::Relaxed)
     }
 
     /// The backend underneath, for checkpoints.
-    pub fn backend(&self) -> &Arc<dyn Backend> {
-        &self.shared.backend
+    pub fn backend(&self) -> Arc<dyn Backend> {
+        self.shared.load().backend.clone()
     }
 
     /// A row of the family `meta`, as committed.
     pub fn meta(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
         let mut value = Vec::new();
-        Ok(self.shared.backend.get(Family::Meta, key, &mut value)?.then_some(value))
+        Ok(self.shared.load().backend.get(Family::Meta, key, &mut value)?.then_some(value))
     }
 
     /// Calls `visit` for each row of a table from `start` up to `end` (empty: to the last) in key order until it
     /// breaks, as committed when the call began.
     pub fn table_scan(&self, family: Family, start: &[u8], end: &[u8], visit: &mut VisitRow<'_>) -> Result<()> {
         let span = Span { start, end: (!end.is_empty()).then_some(end) };
-        backend::for_each(&*self.shared.backend, family, span, visit)
+        backend::for_each(&*self.shared().backend, family, span, visit)
     }
 }
 
 impl Shared {
+    fn open(backend: Arc<dyn Backend>) -> Result<(Self, Position, u128)> {
+        check_format(&*backend)?;
+        let shared = Self {
+            backend,
+            current_revision: AtomicI64::new(0),
+            compact_revision: AtomicI64::new(0),
+            applied: ArcSwapOption::empty(),
+            written_bytes: AtomicU64::new(0),
+            history_floor: AtomicI64::new(0),
+            pins: Mutex::default(),
+            fences: Fences::default(),
+        };
+        let mut bytes = Vec::new();
+        let position = match shared.backend.get(Family::Meta, layout::POSITION_KEY, &mut bytes)? {
+            true => shared.decode_position(&bytes)?,
+            false => Keyspace::EMPTY,
+        };
+        check_history_end(&shared, position.current_revision)?;
+        let floor = shared.durable_position()?.map_or(0, |position| position.compact_revision).max(0);
+        shared.history_floor.store(floor, Ordering::Release);
+        shared.backend.set_history_floor(floor);
+        shared.publish(&position);
+        let hash = hash::open(&shared, position.current_revision)?;
+        Ok((shared, position, hash))
+    }
+
     /// Current and compact revision of one moment, as far as it matters: the second is never above the first.
     fn revisions(&self) -> (i64, i64) {
         loop {

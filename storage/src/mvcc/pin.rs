@@ -3,6 +3,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::history::{self, HistoryChunk};
 use super::layout::{self, Position};
@@ -27,10 +28,10 @@ pub struct PinnedTables<'a> {
 impl Keyspace {
     /// From now on what can be read now can be read through the pin, whatever is compacted.
     pub fn pin(&self) -> Pin {
-        let shared = self.shared.clone();
+        let shared = self.shared();
         let mut pins = shared.pins.lock();
         // Published, and so not below the floor, which cannot move while the lock is held.
-        let floor = self.compact_revision().max(0);
+        let floor = shared.compact_revision.load(Ordering::Acquire).max(0);
         *pins.entry(floor).or_insert(0) += 1;
         drop(pins);
         Pin { shared, floor }

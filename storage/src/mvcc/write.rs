@@ -14,7 +14,7 @@ use super::layout::{self, Meta, Op, Position, Record, UndoRecord};
 use super::range::{KeyRange, RangeOptions, RangeResult};
 use super::revision::Revision;
 use super::rewind::{self, Source};
-use super::{Keyspace, ReadError, hash, read};
+use super::{Keyspace, ReadError, Shared, hash, read};
 use crate::backend::{Direction, Family, Span, VisitRow};
 use crate::error::{Result, StorageError};
 use crate::log_id::LogId;
@@ -29,6 +29,8 @@ use crate::log_id::LogId;
 /// `compact revision <= revision`. A transaction that is dropped leaves nothing in the batch.
 pub struct Writer {
     keyspace: Arc<Keyspace>,
+    /// What it writes: the keyspace's, unless that has been replaced since.
+    shared: Arc<Shared>,
     cache: Cache,
     overlay: Overlay,
     /// With everything in the batch; `applied` as of the last commit.
@@ -87,9 +89,16 @@ enum State {
 }
 
 impl Writer {
-    pub(super) fn new(keyspace: Arc<Keyspace>, position: Position, hash: u128, cache_bytes_max: usize) -> Self {
+    pub(super) fn new(
+        keyspace: Arc<Keyspace>,
+        shared: Arc<Shared>,
+        position: Position,
+        hash: u128,
+        cache_bytes_max: usize,
+    ) -> Self {
         Self {
             keyspace,
+            shared,
             cache: Cache::new(cache_bytes_max),
             overlay: Overlay::default(),
             latest: position,
@@ -167,7 +176,7 @@ impl Writer {
             return Ok(row.map(<[u8]>::to_vec));
         }
         let mut value = Vec::new();
-        Ok(self.keyspace.shared.backend.get(family, key, &mut value)?.then_some(value))
+        Ok(self.shared.backend.get(family, key, &mut value)?.then_some(value))
     }
 
     /// Calls `visit` for each row from `start` up to `end` (empty: to the last) in key order until it breaks, with the
@@ -175,7 +184,7 @@ impl Writer {
     pub fn table_scan(&self, family: Family, start: &[u8], end: &[u8], visit: &mut VisitRow<'_>) -> Result<()> {
         let end = (!end.is_empty()).then_some(end);
         let own = self.overlay.table_rows(family, start, end);
-        let cursor = self.keyspace.shared.backend.iterate(family, Span { start, end }, Direction::Forward)?;
+        let cursor = self.shared.backend.iterate(family, Span { start, end }, Direction::Forward)?;
         rewind::merge(cursor, &own, Direction::Forward, &mut |key, value| Ok::<_, StorageError>(visit(key, value)))
     }
 
@@ -200,31 +209,31 @@ impl Writer {
         // First, so that of a large batch only its bytes are left when the backend adds what it makes of them.
         self.overlay.finish(&mut self.cache);
         let bytes = self.overlay.batch.byte_len() as u64;
-        if let Err(error) = self.keyspace.shared.backend.write(&mut self.overlay.batch) {
+        if let Err(error) = self.shared.backend.write(&mut self.overlay.batch) {
             self.failed = Some(error.clone());
             return Err(error);
         }
-        self.keyspace.shared.written_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.shared.written_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.committed = self.latest;
         Ok(())
     }
 
     /// Lets readers see what was committed.
     pub fn publish(&mut self) {
-        self.keyspace.shared.publish(&self.committed);
+        self.shared.publish(&self.committed);
     }
 
     fn state(&mut self, key: &Bytes) -> Result<State> {
         if let Some(record) = self.overlay.newest(key) {
-            return own_state(&self.keyspace, key, record, Bytes::copy_from_slice);
+            return own_state(&self.shared, key, record, Bytes::copy_from_slice);
         }
         if let Some(record) = self.cache.get(key) {
-            return own_state(&self.keyspace, key, record, |value| record.slice_ref(value));
+            return own_state(&self.shared, key, record, |value| record.slice_ref(value));
         }
-        if !self.keyspace.shared.backend.get(Family::Cur, key, &mut self.found)? {
+        if !self.shared.backend.get(Family::Cur, key, &mut self.found)? {
             return Ok(State::None);
         }
-        own_state(&self.keyspace, key, &self.found, Bytes::copy_from_slice)
+        own_state(&self.shared, key, &self.found, Bytes::copy_from_slice)
     }
 }
 
@@ -314,13 +323,13 @@ impl WriteTxn<'_> {
         self.writer.overlay.order();
         let own: Vec<Bytes> = self.writer.overlay.keys_in(range).cloned().collect();
         let own: Vec<_> = own.iter().map(|key| (&key[..], Some(&[][..]))).collect();
-        let keyspace = self.writer.keyspace.clone();
-        let cursor = keyspace.shared.backend.iterate(Family::Cur, span, Direction::Forward)?;
+        let shared = self.writer.shared.clone();
+        let cursor = shared.backend.iterate(Family::Cur, span, Direction::Forward)?;
         rewind::merge(cursor, &own, Direction::Forward, &mut |key, stored| {
             let key = Bytes::copy_from_slice(key);
             // For a key of the batch `stored` is nothing or an older record.
             let record = self.writer.overlay.newest(&key).unwrap_or(stored);
-            let state = own_state(&keyspace, &key, record, Bytes::copy_from_slice)?;
+            let state = own_state(&shared, &key, record, Bytes::copy_from_slice)?;
             self.delete_state(key, state).into_iter().for_each(&mut *visit);
             Ok::<_, StorageError>(ControlFlow::Continue(()))
         })?;
@@ -339,7 +348,7 @@ impl WriteTxn<'_> {
     }
 
     fn source(&self) -> Source<'_> {
-        Source { shared: &self.writer.keyspace.shared, overlay: Some(&self.writer.overlay) }
+        Source { shared: &self.writer.shared, overlay: Some(&self.writer.overlay) }
     }
 
     /// Deletes `key`, which is in that state.
@@ -420,9 +429,9 @@ impl State {
     }
 }
 
-fn own_state(keyspace: &Keyspace, key: &Bytes, record: &[u8], own: impl FnOnce(&[u8]) -> Bytes) -> Result<State> {
+fn own_state(shared: &Shared, key: &Bytes, record: &[u8], own: impl FnOnce(&[u8]) -> Bytes) -> Result<State> {
     let record = layout::decode_record(record);
-    let record = record.ok_or_else(|| rewind::undecodable(&keyspace.shared, "record of", key))?;
+    let record = record.ok_or_else(|| rewind::undecodable(shared, "record of", key))?;
     Ok(match record {
         Record::None => State::None,
         Record::Stub(revision) => State::Stub(revision),

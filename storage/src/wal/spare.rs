@@ -342,6 +342,9 @@ mod tests {
         fn remove(&self, path: &Path) -> Result<()> {
             self.disk.remove(path)
         }
+        fn remove_dir(&self, dir: &Path) -> Result<()> {
+            self.disk.remove_dir(dir)
+        }
         fn sync_dir(&self, dir: &Path) -> Result<()> {
             self.disk.sync_dir(dir)
         }

@@ -225,6 +225,9 @@ fn unsafe_no_fsync_never_syncs() {
         fn remove(&self, path: &std::path::Path) -> daymark_storage::Result<()> {
             self.0.remove(path)
         }
+        fn remove_dir(&self, dir: &std::path::Path) -> daymark_storage::Result<()> {
+            self.0.remove_dir(dir)
+        }
         fn sync_dir(&self, _: &std::path::Path) -> daymark_storage::Result<()> {
             panic!("synced")
         }
