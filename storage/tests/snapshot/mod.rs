@@ -209,7 +209,7 @@ fn read_file(disk: &SimDisk, path: &Path) -> Vec<u8> {
 fn check_whole(disk: &SimDisk) -> bool {
     let place = recover(disk, member()).unwrap();
     let name = place.dir.file_name().unwrap().to_str().unwrap().to_string();
-    assert_eq!(disk.list(member()).unwrap(), [name.clone()], "leftovers are gone");
+    assert_eq!(disk.list(member()).unwrap(), std::slice::from_ref(&name), "leftovers are gone");
     if name == "db" {
         assert_eq!((place.installed, read_file(disk, &place.dir.join("CURRENT"))), (None, b"old".to_vec()));
         return false;
