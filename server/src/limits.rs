@@ -226,7 +226,8 @@ pub const PASSWORD_WAIT_MAX: Duration = Duration::from_secs(10);
 pub const PASSWORD_QUEUE_MAX: usize = 128;
 /// Of them those of one account, so that who guesses at it does not keep the others out.
 pub const PASSWORDS_PER_ACCOUNT_MAX: usize = 16;
-/// How long a login waits for room before it is refused, so that a flood is not answered faster than it can be borne.
+/// How long a login waits for room before it is refused, so that a flood is not answered faster than it can be borne: on
+/// average, some half as long and some half as long again.
 pub const PASSWORD_REFUSAL_DELAY: Duration = Duration::from_secs(1);
 /// Logins that do so, a few kilobytes each with their streams; more are refused at once.
 pub const PASSWORDS_DELAYED_MAX: usize = 4096;

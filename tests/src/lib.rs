@@ -1,7 +1,8 @@
 //! What the tests with real processes share: starting and killing servers, finding the etcd that answers are compared
-//! with, running etcdctl, remembering acknowledged writes, cutting the power of a file system. No tests here.
+//! with, running etcdctl, calling methods as anybody, remembering acknowledged writes, cutting the power of a file system. No tests here.
 
 pub mod certificates;
+pub mod connection;
 pub mod ctl;
 pub mod etcd;
 pub mod history;

@@ -277,6 +277,16 @@ impl Server {
         is_healthy(self.client_port)
     }
 
+    /// The process, which must be running.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("a running server").id()
+    }
+
+    /// Memory that the process, which must be running, holds: bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        resident_bytes(self.pid())
+    }
+
     /// `host:port` for clients.
     pub fn endpoint(&self) -> String {
         format!("127.0.0.1:{}", self.client_port)
@@ -345,6 +355,14 @@ pub fn run_to_end(command: &mut Command, limit: Duration) -> Ended {
         }
         thread::sleep(POLL);
     }
+}
+
+/// Memory that a running process holds: bytes.
+pub fn resident_bytes(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("Linux tells it");
+    let kilobytes: u64 = line.split_whitespace().nth(1).and_then(|text| text.parse().ok()).expect("a number");
+    kilobytes * 1024
 }
 
 /// Takes etcd's and etcdctl's own settings out of a command's environment.

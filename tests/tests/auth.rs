@@ -5,7 +5,6 @@ mod auth {
     pub mod ask;
     pub mod cases;
     pub mod clients;
-    pub mod connection;
     pub mod oracle;
     pub mod world;
 }
@@ -15,7 +14,6 @@ use std::{path::Path, time::Duration};
 use auth::{
     ask::{Admin, Ask},
     cases, clients,
-    connection::{Connection, Shape},
     oracle::Who,
     world::{Caller, Tokens, World},
 };
@@ -23,6 +21,7 @@ use bytes::Bytes;
 use daymark_api::etcdserverpb as pb;
 use daymark_client::{Client, Config};
 use daymark_tests::{
+    connection::{Connection, Shape},
     etcd,
     process::{Dialect, Program, Server},
     wire::runtime,

@@ -2,12 +2,13 @@
 //! a caller that goes away takes its work with it. Does not know users, and never logs or shows a password.
 //!
 //! Who comes when there is no room is asked to wait for a moment, tried once more and then refused: answered at once, a
-//! flood would only come back faster, and be a burden as requests if not as passwords.
+//! flood would only come back faster, and be a burden as requests if not as passwords. Not all wait equally long: a
+//! thousand who came together would be answered together, and come back together, and nobody else would get a turn.
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,8 @@ const COSTS: std::ops::RangeInclusive<u32> = 4..=31;
 /// The price etcd falls back to.
 const COST_DEFAULT: u32 = 10;
 
-/// The threads that hash. Their priority is low: what they do is to be slow anyway, and every other thread goes first. Cloning gives another handle; the threads end with the last one.
+/// The threads that hash. Their priority is low: what they do is to be slow anyway, and every other thread goes first.
+/// Cloning gives another handle; the threads end with the last one.
 #[derive(Clone)]
 pub struct PasswordPool {
     shared: Arc<Handle>,
@@ -46,6 +48,19 @@ struct Shared {
     work_came: Condvar,
     /// Callers for whom there was no room, at most `PASSWORDS_DELAYED_MAX`.
     delayed: AtomicUsize,
+    /// Where in the spread of delays the last of them was put.
+    spread: AtomicU32,
+}
+
+/// Multiples of the golden ratio, as parts of 2^32: however many there are, they are spread evenly.
+const GOLDEN: u32 = 0x9E37_79B9;
+
+impl Shared {
+    /// Between a half and one and a half of the delay, for each caller another.
+    fn next_delay(&self) -> Duration {
+        let place = self.spread.fetch_add(GOLDEN, Ordering::Relaxed);
+        self.refusal_delay.mul_f64(0.5 + f64::from(place) / f64::from(u32::MAX))
+    }
 }
 
 /// Invariants: `jobs.len() <= PASSWORD_QUEUE_MAX`; of one account at most `PASSWORDS_PER_ACCOUNT_MAX`.
@@ -114,6 +129,7 @@ impl PasswordPool {
             queue: Mutex::default(),
             work_came: Condvar::new(),
             delayed: AtomicUsize::new(0),
+            spread: AtomicU32::new(0),
         });
         let pool = Self { shared: Arc::new(Handle(shared.clone())) };
         for number in 0..count {
@@ -130,7 +146,7 @@ impl PasswordPool {
     async fn enter(&self, job: Job) -> Result<(), Error> {
         let Err(job) = self.submit(job) else { return Ok(()) };
         let _place = Delayed::enter(&self.shared.0.delayed)?;
-        tokio::time::sleep(self.shared.0.refusal_delay).await;
+        tokio::time::sleep(self.shared.0.next_delay()).await;
         self.submit(job).map_err(|_| Error::TooManyRequests)
     }
 
@@ -376,9 +392,19 @@ mod tests {
             assert_eq!(one_more, Some(Err(Error::TooManyRequests)), "at once");
             let refused = join_all(crowd).await;
             assert!(refused.iter().all(|result| result == &Err(Error::TooManyRequests)));
-            assert!(begun.elapsed() >= DELAY);
+            assert!(begun.elapsed() >= DELAY, "the last of them has waited longer than most");
             assert_eq!(pool.shared.0.delayed.load(Ordering::Relaxed), 0);
         });
+    }
+
+    #[test]
+    fn refusals_are_spread_over_time() {
+        let pool = idle();
+        let mut delays: Vec<_> = (0..1000).map(|_| pool.shared.0.next_delay()).collect();
+        delays.sort_unstable();
+        assert!(delays[0] >= DELAY / 2 && delays[999] <= DELAY * 3 / 2, "{delays:?}");
+        let together = delays.windows(10).map(|ten| ten[9] - ten[0]).min();
+        assert!(together >= Some(DELAY / 200), "{together:?} for ten of a thousand");
     }
 
     #[test]

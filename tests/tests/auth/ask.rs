@@ -8,9 +8,8 @@ use daymark_api::{
     etcdserverpb::{self as pb, request_op::Request as Op},
     v3electionpb as election, v3lockpb as lock,
 };
+use daymark_tests::connection::Shape;
 use prost::Message;
-
-use super::connection::Shape;
 
 /// Keys from `key` up to `end`, noted as on the wire: no end is one key, a zero byte no end.
 #[derive(Clone, PartialEq, Eq)]

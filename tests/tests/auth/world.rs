@@ -9,12 +9,12 @@ use std::{
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use daymark_api::{authpb, etcdserverpb as pb};
+use daymark_tests::connection::{Answer, Connection, Shape};
 use prost::Message;
 use ring::hmac;
 
 use super::{
     ask::{Ask, IDLE_LEASE, Span, Txn, TxnOp, at, prefix, span},
-    connection::{Answer, Connection, Shape},
     oracle::{Model, Refusal, Right, Who},
 };
 

@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use daymark_tests::wire::frame;
 use h2::{RecvStream, client::SendRequest};
 use http::{HeaderMap, HeaderValue, Request};
 use percent_encoding::percent_decode;
@@ -14,6 +13,8 @@ use tokio::{
     task::JoinHandle,
     time::timeout,
 };
+
+use crate::wire::frame;
 
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
