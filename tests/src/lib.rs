@@ -2,15 +2,19 @@
 //! with, running etcdctl, calling methods as anybody, remembering acknowledged writes, cutting the power of a file system. No tests here.
 
 pub mod certificates;
+pub mod cluster;
 pub mod connection;
 pub mod ctl;
 pub mod etcd;
 pub mod history;
+pub mod links;
+pub mod nemesis;
 pub mod normalise;
 pub mod pki;
 pub mod ports;
 pub mod powercut;
 pub mod process;
+pub mod registers;
 pub mod script;
 pub mod skip;
 pub mod tree;
