@@ -1,5 +1,6 @@
 //! How a member begins: a new cluster, or back with what is on disk. A lone voter campaigns at once instead of waiting
-//! for a time-out, so that it leads within milliseconds of its start. Joining an existing cluster is a later issue.
+//! for a time-out, so that it leads within milliseconds of its start. Founders of a cluster all write the same first
+//! entry, each for itself.
 
 use std::collections::BTreeMap;
 
@@ -39,10 +40,11 @@ pub(crate) async fn check(
     let initialized = raft.is_initialized().await.map_err(|fatal| StartError::Open(fatal.to_string()))?;
     match bootstrap {
         Bootstrap::New { .. } if initialized => Err(StartError::NotNew),
-        Bootstrap::New { members } => match members.as_slice() {
-            [only] if only.id == member_id && !only.is_learner => Ok(()),
-            _ => Err(StartError::Members { member_id }),
-        },
+        Bootstrap::New { members } => {
+            let all_vote = members.iter().all(|member| !member.is_learner);
+            let is_founder = members.iter().any(|member| member.id == member_id);
+            if all_vote && is_founder { Ok(()) } else { Err(StartError::Members { member_id }) }
+        }
         Bootstrap::Restarted if !initialized => Err(StartError::NotInitialized),
         Bootstrap::Restarted => Ok(()),
     }

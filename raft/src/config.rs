@@ -28,6 +28,28 @@ pub mod limits {
     pub const LOG_QUEUE_BYTES_MAX: u64 = 64 << 20;
     /// Callers that wait for one read barrier.
     pub const READ_WAITERS_MAX: usize = 65_536;
+    /// How long a batch is held that somebody has refused because he does not lead.
+    pub const REFUSAL_PAUSE: Duration = Duration::from_millis(10);
+    /// Pause before a leader is asked for its read index again, unless leadership changes before.
+    pub const READ_RETRY_PAUSE: Duration = Duration::from_millis(20);
+    /// Appends to one follower that it has not answered. openraft takes 64 at a time on the other side.
+    pub const APPENDS_IN_FLIGHT_MAX: usize = 64;
+    /// Their bytes; one append may pass it.
+    pub const APPEND_BYTES_IN_FLIGHT_MAX: usize = 16 << 20;
+    /// Bytes of forwarded batches that wait for room on the connection to the leader; one batch may pass it.
+    pub const FORWARD_BYTES_MAX: usize = 8 << 20;
+    /// Votes, heartbeats and read barriers of one connection that are worked on.
+    pub const CONTROLS_MAX: usize = 256;
+    /// Calls of one connection that are under way.
+    pub const CALLS_MAX: usize = 1024;
+    /// Connections of other members: five from each, and some that are about to end.
+    pub const PEER_CONNECTIONS_MAX: usize = 256;
+    /// Answers that wait for room on a connection of another member, above which nothing more is read from it.
+    pub const PEER_OUTBOX_BYTES_MAX: usize = 16 << 20;
+    /// How long a new connection may take to say who it is.
+    pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+    /// How long a connection of another member may be silent, at least; three election time-outs if that is longer.
+    pub const PEER_SILENCE_MIN: Duration = Duration::from_secs(5);
     /// Payload bytes read from the log at once.
     pub const READ_CHUNK_BYTES: u64 = 4 << 20;
     /// Payload bytes handed to apply at once.
@@ -104,15 +126,16 @@ pub(crate) fn openraft_config(cluster_id: u64, heartbeat: Duration, election: Du
         notification_channel_size: Some(65_536),
         state_machine_channel_size: Some(1024),
         log_stage_capacity: None,
-        // Overlaps sync and replication at some cost per batch; to be measured when there are peers.
+        // Overlaps sync and replication at some cost per batch; to be measured.
         broadcast_submitted_on_append: None,
         enable_tick: true,
         enable_heartbeat: true,
         enable_elect: true,
         // A removed leader hands over and steps down once its followers had time to learn of the commit.
         removed_leader_step_down: openraft::StepDownPolicy::After(election_ms),
-        // A leader that lost its quorum refuses reads by ReadIndex and writes by its lease already.
-        quorum_loss_probe_interval: None,
+        // A leader that lost its quorum refuses reads by ReadIndex and writes by its lease; that it is quiet for a while
+        // as well lets those that hear it, but are not heard by it, elect another one. The least that openraft allows.
+        quorum_loss_probe_interval: Some(2 * election_ms),
         // A member that was cut off must not disturb a healthy leader with a higher term when it comes back.
         enable_pre_vote: Some(true),
         backoff: "100ms 200ms ..1s".to_string(),

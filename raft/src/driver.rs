@@ -2,9 +2,8 @@
 //! Never syncs a file, never calls the backend.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 use std::{io, thread};
 
@@ -23,17 +22,17 @@ use crate::batch::{Inbox, ProposeError};
 use crate::bootstrap::{self, Bootstrap};
 use crate::config::{self, limits};
 use crate::executor::Executor;
-use crate::handle::{Handle, Metrics};
+use crate::handle::{Handle, Metrics, TransferError};
 use crate::log_store::LogStore;
 use crate::pending::{AppliedProgress, BatchResponder, Pending};
-use crate::read_barrier::{ReadGate, ReadQueue};
-use crate::runtime::{self, Tasks};
+use crate::read_barrier::{self, ReadGate, ReadQueue};
+use crate::runtime::{self, Instant, Tasks};
 use crate::state_machine::{Applied, Apply, StateMachine};
 use crate::status::{self, Published};
-use crate::transport::{NoPeers, PeerOptions, Peers, snapshot};
-use crate::types::{SnapshotMeta, TypeConfig, log_id};
+use crate::transport::{Factory, PeerOptions, Peers, deliver, read_index as read_index_of_leader, snapshot};
+use crate::types::{SealedBatch, SnapshotMeta, TypeConfig, log_id};
 
-type DaymarkRaft = Raft<TypeConfig, StateMachine>;
+pub(crate) type DaymarkRaft = Raft<TypeConfig, StateMachine>;
 
 /// What a member's raft is started with.
 pub struct RaftOptions {
@@ -79,10 +78,8 @@ pub enum StartError {
     /// Asked to go on with an empty log.
     #[error("the log is empty: nothing to go on with")]
     NotInitialized,
-    /// Clusters begin with one voter.
-    #[error(
-        "a cluster begins with exactly one voter, member {member_id:x} itself: members cannot be added in this version"
-    )]
+    /// A member begins a cluster only as one of its founders, who all vote.
+    #[error("member {member_id:x} is not among the founders of the cluster, or one of them has no vote")]
     Members { member_id: u64 },
 }
 
@@ -90,10 +87,21 @@ pub enum StartError {
 pub struct Shared {
     // Fixed.
     pub(crate) member_id: u64,
+    pub(crate) election: Duration,
 
     // Queues into the thread.
     pub(crate) inbox: Inbox,
     pub(crate) read_queue: ReadQueue,
+    /// The leader that was last heard of, and when.
+    heard: Mutex<Option<(u64, Instant)>>,
+    /// Told when that is news.
+    pub(crate) heard_anew: Notify,
+    /// Leadership is being handed to another member: nothing is proposed here.
+    handing_over: AtomicBool,
+    /// The log, for how far it is behind; set at start.
+    log: OnceLock<Wal>,
+    /// The member that has told this one that it was removed.
+    removed_by: watch::Sender<Option<u64>>,
     /// Up to where the state is durable, as told by the release policy, and the wake for it.
     durable: Mutex<Option<LogId>>,
     durable_moved: Notify,
@@ -117,13 +125,20 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// `propose_timeout` bounds how long a batch waits for its apply.
-    pub fn new(member_id: u64, propose_timeout: Duration, applied: AppliedProgress) -> Self {
+    /// `election` is the election time-out, from which follows how long a batch waits for its apply.
+    pub fn new(member_id: u64, election: Duration, applied: AppliedProgress) -> Self {
+        let propose_timeout = config::propose_timeout(election);
         let pending = Pending::new(member_id, runtime::random_u64(), propose_timeout, applied);
         Self {
             member_id,
+            election,
             inbox: Inbox::default(),
-            read_queue: ReadQueue::default(),
+            read_queue: ReadQueue::new(propose_timeout),
+            heard: Mutex::new(None),
+            heard_anew: Notify::new(),
+            handing_over: AtomicBool::new(false),
+            log: OnceLock::new(),
+            removed_by: watch::Sender::new(None),
             durable: Mutex::new(None),
             durable_moved: Notify::new(),
             snapshots: None,
@@ -185,6 +200,79 @@ impl Shared {
         snapshot::meta_of(&manifest).ok()
     }
 
+    /// An append or a heartbeat of this leader was accepted.
+    pub(crate) fn note_leader_heard(&self, leader: u64) {
+        let now = runtime::now();
+        let before = self.heard.lock().replace((leader, now));
+        let is_news = before.is_none_or(|(of, at)| of != leader || now.duration_since(at) > self.silence_max());
+        if is_news {
+            self.heard_anew.notify_one();
+        }
+    }
+
+    /// Whether this leader was heard of a moment ago.
+    pub(crate) fn hears(&self, leader: u64) -> bool {
+        let heard = *self.heard.lock();
+        heard.is_some_and(|(of, at)| of == leader && runtime::now().duration_since(at) <= self.silence_max())
+    }
+
+    /// A leader that was not heard of for so long is given up; elections begin a little before or after.
+    fn silence_max(&self) -> Duration {
+        self.election * 3 / 2
+    }
+
+    /// Waits until a leader is known: who it is, and its term.
+    pub(crate) async fn wait_for_leader(&self) -> (u64, u64) {
+        let mut version = self.published.version();
+        loop {
+            version.borrow_and_update();
+            let view = self.published.view();
+            if let Some(leader) = view.leader {
+                return (leader, view.term);
+            }
+            // The sender is ours: it cannot be gone.
+            let _ = version.changed().await;
+        }
+    }
+
+    /// Waits for news about leadership, but not longer than `pause`.
+    pub(crate) async fn leader_changes_or(&self, pause: Duration) {
+        let mut version = self.published.version();
+        runtime::timeout(pause, version.changed()).await;
+    }
+
+    /// Whether so much waits for the log's thread that new batches are refused.
+    pub(crate) fn log_is_behind(&self) -> bool {
+        self.log.get().is_some_and(|log| log.stats().queue_bytes > limits::LOG_QUEUE_BYTES_MAX)
+    }
+
+    pub(crate) fn is_handing_over(&self) -> bool {
+        self.handing_over.load(Ordering::Relaxed)
+    }
+
+    fn note_handing_over(&self) {
+        self.handing_over.store(true, Ordering::Relaxed);
+        self.heard_anew.notify_one();
+    }
+
+    pub(crate) fn note_handed_over(&self) {
+        self.handing_over.store(false, Ordering::Relaxed);
+    }
+
+    /// The term in which this member leads and may propose, 0 if it does not lead or others wait to be delivered first.
+    fn term_to_propose_in(&self) -> u64 {
+        if self.read_gate.index().is_some() {
+            return self.published.term();
+        }
+        let view = self.published.view();
+        if view.is_leader && self.pending.held.is_empty() { view.term } else { 0 }
+    }
+
+    /// Another member says that this one was removed.
+    pub(crate) fn note_removed(&self, by: u64) {
+        self.removed_by.send_replace(Some(by));
+    }
+
     pub(crate) fn request_stop(&self) {
         self.stopping.send_replace(true);
     }
@@ -216,16 +304,18 @@ pub fn start(
     let Identity { cluster_id, member_id } = options.identity;
     let config = config::openraft_config(cluster_id, options.heartbeat, options.election)
         .map_err(|e| StartError::Config(e.to_string()))?;
-    let timeout = config::propose_timeout(options.election);
-    let mut shared = Shared::new(member_id, timeout, options.applied);
+    let mut shared = Shared::new(member_id, options.election, options.applied);
     shared.snapshots = options.snapshots;
     let shared = Arc::new(shared);
     let wal = options.wal;
-    let peers = Peers::new(options.identity, options.peers);
+    // The first and only time.
+    let _ = shared.log.set(wal.clone());
+    let peers = Peers::new(options.identity, options.peers, shared.clone());
     let (opened, answer) = mpsc::sync_channel(1);
     let member = Member {
         shared: shared.clone(),
         wal: wal.clone(),
+        peers: peers.clone(),
         config: Arc::new(config),
         bootstrap: options.bootstrap,
         opened,
@@ -242,6 +332,7 @@ pub fn start(
 struct Member {
     shared: Arc<Shared>,
     wal: Wal,
+    peers: Arc<Peers>,
     config: Arc<openraft::Config>,
     bootstrap: Bootstrap,
     opened: mpsc::SyncSender<Result<Metrics, StartError>>,
@@ -278,18 +369,22 @@ impl Member {
             // The starter that asked waits for this answer; if it is gone, there is nobody to tell.
             Err(error) => return drop(self.opened.send(Err(error))),
         };
-        let Self { shared, wal, bootstrap, opened, .. } = self;
+        let Self { shared, wal, peers, bootstrap, opened, .. } = self;
         if opened.send(Ok(raft.metrics())).is_err() {
             return;
         }
         let mut stopping = shared.stopping.subscribe();
-        let mut loops = spawn_loops(&raft, &shared, &wal, bootstrap);
+        let mut removed = shared.removed_by.subscribe();
+        let mut loops = spawn_loops(&raft, &shared, &peers, &wal, bootstrap);
+        peers.set_raft(Some(raft.clone()));
         let ended = tokio::select! {
             biased;
             _ = stopping.wait_for(|stopping| *stopping) => None,
+            by = removed.wait_for(Option::is_some) => Some(Ok(was_removed(by.ok().and_then(|by| *by)))),
             ended = loops.first_to_end() => Some(ended),
         };
         shared.close();
+        peers.set_raft(None);
         if let Some(ended) = ended {
             let seen = ended.unwrap_or_else(|error| error.to_string());
             fatal(cause(&raft).unwrap_or(seen));
@@ -313,9 +408,15 @@ impl Member {
         }
         let log_store = LogStore::new(self.wal.clone(), self.shared.clone());
         let state_machine = StateMachine::new(apply, self.shared.clone());
-        let raft = Raft::new(self.shared.member_id, self.config.clone(), NoPeers, log_store, state_machine)
-            .await
-            .map_err(|fatal| StartError::Open(fatal.to_string()))?;
+        let raft = Raft::new(
+            self.shared.member_id,
+            self.config.clone(),
+            Factory(self.peers.clone()),
+            log_store,
+            state_machine,
+        )
+        .await
+        .map_err(|fatal| StartError::Open(fatal.to_string()))?;
         bootstrap::check(&raft, &self.bootstrap, self.shared.member_id).await?;
         Ok(raft)
     }
@@ -353,48 +454,64 @@ async fn stop_log(wal: &Wal) {
 }
 
 /// Each loop runs until openraft ends and then says what it saw.
-fn spawn_loops(raft: &DaymarkRaft, shared: &Arc<Shared>, wal: &Wal, bootstrap: Bootstrap) -> Tasks<String> {
+fn spawn_loops(
+    raft: &DaymarkRaft,
+    shared: &Arc<Shared>,
+    peers: &Arc<Peers>,
+    wal: &Wal,
+    bootstrap: Bootstrap,
+) -> Tasks<String> {
     let mut loops = Tasks::new();
-    loops.spawn(follow(raft.clone(), shared.clone(), bootstrap));
-    loops.spawn(propose(raft.clone(), shared.clone(), wal.clone()));
-    loops.spawn(confirm_reads(raft.clone(), shared.clone()));
+    loops.spawn(follow(raft.clone(), shared.clone(), peers.clone(), bootstrap));
+    loops.spawn(propose(raft.clone(), shared.clone()));
+    loops.spawn(deliver(raft.clone(), shared.clone(), peers.clone()));
+    loops.spawn(confirm_reads(raft.clone(), shared.clone(), peers.clone()));
+    loops.spawn(catch_up_once(shared.clone()));
     loops.spawn(release(raft.clone(), shared.clone(), wal.clone()));
     loops.spawn(tidy_snapshots(shared.clone()));
     loops.spawn(expire(shared.clone()));
     loops
 }
 
-async fn follow(raft: DaymarkRaft, shared: Arc<Shared>, bootstrap: Bootstrap) -> String {
+async fn follow(raft: DaymarkRaft, shared: Arc<Shared>, peers: Arc<Peers>, bootstrap: Bootstrap) -> String {
     let begun = bootstrap::begin(&raft, bootstrap, shared.member_id).await;
     if let Err(why) = begun {
         return why;
     }
-    status::follow(&raft, &shared).await;
+    status::follow(&raft, &shared, &peers).await;
     "openraft ended".into()
 }
 
-/// Takes all batches that are there per wake and hands each to openraft as one entry. openraft gathers what is in its
-/// channel into one append.
-async fn propose(raft: DaymarkRaft, shared: Arc<Shared>, wal: Wal) -> String {
+/// Takes all batches that are there per wake and hands each to openraft as one entry; where somebody else leads, or
+/// nobody, they are held for [`deliver`]. openraft gathers what is in its channel into one append.
+async fn propose(raft: DaymarkRaft, shared: Arc<Shared>) -> String {
     let mut burst = Vec::new();
     loop {
         burst = shared.inbox.take(burst).await;
-        let log_is_behind = wal.stats().queue_bytes > limits::LOG_QUEUE_BYTES_MAX;
+        let log_is_behind = shared.log_is_behind();
+        let (sent_term, is_alone) = (shared.term_to_propose_in(), shared.read_gate.index().is_some());
         for proposal in burst.drain(..) {
             if log_is_behind {
                 proposal.fail(ProposeError::TooManyRequests);
                 continue;
             }
-            let Some(sealed) = shared.pending.admit(proposal) else { continue };
-            let responder = BatchResponder::new(shared.pending.clone(), sealed.id().sequence, why_without_result);
-            if let Err(fatal) = raft.client_write_ff(sealed, Some(responder)).await {
-                return fatal.to_string();
+            let Some(sealed) = shared.pending.admit(proposal, sent_term, is_alone) else { continue };
+            if sent_term == 0 {
+                shared.pending.held.push(sealed);
+            } else if let Err(fatal) = propose_sealed(&raft, &shared, sealed).await {
+                return fatal;
             }
         }
     }
 }
 
-fn why_without_result(result: ClientWriteResult<TypeConfig>) -> Option<ProposeError> {
+/// Hands one batch of this member to openraft; an error is fatal.
+pub(crate) async fn propose_sealed(raft: &DaymarkRaft, shared: &Shared, sealed: SealedBatch) -> Result<(), String> {
+    let responder = BatchResponder::new(shared.pending.clone(), sealed.id().sequence, why_without_result);
+    raft.client_write_ff(sealed, Some(responder)).await.map_err(|fatal| fatal.to_string())
+}
+
+pub(crate) fn why_without_result(result: ClientWriteResult<TypeConfig>) -> Option<ProposeError> {
     match result {
         Ok(_) => None,
         Err(ClientWriteError::ForwardToLeader(_)) => Some(ProposeError::NoLeader),
@@ -402,20 +519,107 @@ fn why_without_result(result: ClientWriteResult<TypeConfig>) -> Option<ProposeEr
     }
 }
 
-async fn confirm_reads(raft: DaymarkRaft, shared: Arc<Shared>) -> String {
+/// One ReadIndex after the other, each for all callers that came before it was asked for.
+async fn confirm_reads(raft: DaymarkRaft, shared: Arc<Shared>, peers: Arc<Peers>) -> String {
+    let mut callers = Vec::new();
     loop {
-        let callers = shared.read_queue.take().await;
-        let answer = match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
-            Ok(linearizer) => Ok(linearizer.read_log_id().index()),
-            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(_))) => Err(ProposeError::NoLeader),
-            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(ProposeError::TimedOut),
-            Err(RaftError::Fatal(_)) => Err(ProposeError::Stopped),
-        };
-        for caller in callers {
-            // A caller that has gone away needs no answer.
-            let _ = caller.send(answer);
+        if callers.is_empty() {
+            shared.read_queue.wait().await;
+        }
+        shared.read_queue.join_all(&mut callers);
+        // No longer than the first caller has time.
+        let patience = read_barrier::patience(&callers);
+        let asked = runtime::timeout(patience, read_index_of_leader(&raft, &shared, &peers)).await;
+        match asked.unwrap_or(Err(ProposeError::TimedOut)) {
+            // Whoever comes meanwhile may share the next try.
+            Err(why @ (ProposeError::NoLeader | ProposeError::LeaderChanged)) => {
+                read_barrier::expire(&mut callers, why);
+                shared.leader_changes_or(limits::READ_RETRY_PAUSE).await;
+            }
+            Err(ProposeError::TimedOut) => read_barrier::expire(&mut callers, ProposeError::TimedOut),
+            answer => read_barrier::answer(&mut callers, answer),
         }
     }
+}
+
+/// The read index of this member, which must lead: confirmed by a round of heartbeats.
+pub(crate) async fn read_index(raft: &DaymarkRaft) -> Result<u64, ProposeError> {
+    match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+        Ok(linearizer) => Ok(linearizer.read_log_id().index()),
+        Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(_))) => Err(ProposeError::NoLeader),
+        Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(ProposeError::TimedOut),
+        Err(RaftError::Fatal(_)) => Err(ProposeError::Stopped),
+    }
+}
+
+/// A member that does not lead is ready once it knows up to where a leader had committed after the start.
+async fn catch_up_once(shared: Arc<Shared>) -> String {
+    let mut ready = shared.ready.subscribe();
+    let by_leading = async {
+        // The sender is ours: it cannot be gone.
+        let _ = ready.wait_for(Option::is_some).await;
+    };
+    let by_following = async {
+        loop {
+            let (leader, _) = shared.wait_for_leader().await;
+            if leader == shared.member_id {
+                // The first entry of the own term tells.
+                shared.leader_changes_or(shared.election).await;
+            } else if let Ok(index) = shared.read_queue.join().await {
+                shared.ready.send_if_modified(|ready| {
+                    let is_first = ready.is_none();
+                    ready.get_or_insert(index);
+                    is_first
+                });
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = by_leading => {}
+        () = by_following => {}
+    }
+    std::future::pending().await
+}
+
+/// Hands leadership to `to` and waits until somebody else is heard of as leader. Writes of this member are held meanwhile.
+/// openraft stays quiet after that, so that somebody takes over even if that one does not.
+pub(crate) async fn hand_over(raft: DaymarkRaft, shared: Arc<Shared>, to: u64) -> Result<u64, TransferError> {
+    let mut version = shared.published.version();
+    shared.note_handing_over();
+    raft.trigger().transfer_leader(to).await.map_err(|_| TransferError::Stopped)?;
+    let taken_over = async {
+        loop {
+            version.borrow_and_update();
+            match shared.published.view().leader {
+                Some(leader) if leader != shared.member_id => return leader,
+                // The sender is ours: it cannot be gone.
+                _ => drop(version.changed().await),
+            }
+        }
+    };
+    let leader = runtime::timeout(2 * shared.election, taken_over).await;
+    shared.note_handed_over();
+    leader.ok_or(TransferError::TimedOut)
+}
+
+/// The voter that has the most of the log, as far as a leader knows; among equals the one that answered last.
+pub(crate) fn most_advanced(raft: &DaymarkRaft, shared: &Shared) -> Option<u64> {
+    let metrics = raft.metrics();
+    let metrics = metrics.borrow_watched();
+    let view = shared.published.view();
+    let replicated = |id: &u64| metrics.replication.as_ref().and_then(|matching| matching.get(id).copied().flatten());
+    let heard = |id: &u64| metrics.heartbeat.as_ref().and_then(|heard| heard.get(id).copied().flatten());
+    let others = view.voters.iter().copied().filter(|id| *id != shared.member_id);
+    others.max_by_key(|id| (replicated(id), heard(id).map(|at| *at)))
+}
+
+fn was_removed(by: Option<u64>) -> String {
+    let by = by.unwrap_or_default();
+    format!(
+        "member {by:x} says that this member was removed from the cluster: to take part again, add it as a new member \
+         and start it with an empty data directory"
+    )
 }
 
 /// Tells openraft that a new snapshot exists, namely the state on disk; it then purges the log before it.

@@ -13,10 +13,10 @@ use daymark_storage::LogId;
 use daymark_storage::wal::Wal;
 
 use crate::batch::{CommandBatch, ProposeError};
-use crate::driver::Shared;
+use crate::driver::{self, Shared};
 use crate::executor::Executor;
 use crate::status::RaftStatus;
-use crate::transport::{BoxFuture, CallError, PeerStream, Peers};
+use crate::transport::{BoxFuture, CallError, PeerStream, PeerTraffic, Peers};
 use crate::types::TypeConfig;
 
 pub(crate) type Metrics = openraft::alias::WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>;
@@ -151,7 +151,7 @@ impl Handle {
     /// on the thread "raft" (see [`Self::spawn_io`]) or need no runtime.
     pub fn accept_peer(&self, stream: PeerStream) {
         let peers = self.inner.peers.clone();
-        self.inner.executor.spawn(async move { peers.accept(stream).await });
+        self.inner.executor.spawn(peers.accept(stream));
     }
 
     /// Runs something on the thread "raft", whose runtime has the sockets to other members: listeners of peers and their
@@ -174,16 +174,25 @@ impl Handle {
     /// Hands leadership to a voter, the most advanced one if `to` names none, and waits until somebody else leads. The
     /// result is who that is. While it is under way writes wait.
     pub async fn transfer_leader(&self, to: Option<u64>) -> Result<u64, TransferError> {
-        let view = self.inner.shared.published.view();
+        let Inner { shared, executor, peers, .. } = &*self.inner;
+        let raft = peers.raft().ok_or(TransferError::Stopped)?;
+        let view = shared.published.view();
         if !view.is_leader {
             return Err(TransferError::NotLeader);
         }
-        let mut others = view.voters.iter().filter(|id| **id != self.inner.shared.member_id);
-        match to {
-            Some(to) if !others.any(|id| *id == to) => Err(TransferError::NotVoter { member_id: to }),
-            _ if others.next().is_none() => Err(TransferError::NoTarget),
-            _ => Err(TransferError::TimedOut),
-        }
+        let to = match to {
+            Some(own) if own == shared.member_id => return Ok(own),
+            Some(to) if !view.voters.contains(&to) => return Err(TransferError::NotVoter { member_id: to }),
+            Some(to) => to,
+            None => driver::most_advanced(&raft, shared).ok_or(TransferError::NoTarget)?,
+        };
+        let handing_over = executor.spawn(driver::hand_over(raft, shared.clone(), to));
+        handing_over.await.unwrap_or(Err(TransferError::Stopped))
+    }
+
+    /// The traffic with each other member since this one started.
+    pub fn peer_traffic(&self) -> Vec<PeerTraffic> {
+        self.inner.peers.traffic()
     }
 
     /// Stops: nothing new is accepted, who waits is told [`ProposeError::Stopped`], openraft ends, [`Apply`](crate::Apply)

@@ -1,9 +1,9 @@
-//! Daymark's use of openraft, and the only crate that names its types: one voter for now, with a real and durable vote,
-//! log, membership and applied id. Commands are opaque bytes here; keys, revisions and clients are unknown.
+//! Daymark's use of openraft, and the only crate that names its types: a member with a real and durable vote, log,
+//! membership and applied id, alone or among others. Commands are opaque bytes here; keys, revisions and clients are unknown.
 //!
 //! Reading order: `handle` (all that the server may ask), `batch` and `pending` (from a command batch to an entry
 //! and back to whoever waits for it), `read_barrier`, `log_store` and `state_machine` (the two duties openraft
-//! gives us, both only enqueue), `driver` (the thread "raft").
+//! gives us, both only enqueue), `driver` (the thread "raft"), `transport` (how members reach each other).
 //!
 //! # Invariants
 //!
@@ -43,7 +43,8 @@ pub use pending::AppliedProgress;
 pub use state_machine::{Applied, Apply, Committed, EntryBody, Installed};
 pub use status::RaftStatus;
 pub use transport::{
-    BoxFuture, CallError, CallReply, Calls, Dialer, NoCalls, NoDialer, PeerIo, PeerOptions, PeerStream, ask,
+    BoxFuture, CallError, CallReply, Calls, Dialer, NoCalls, NoDialer, PeerIo, PeerOptions, PeerStream, PeerTraffic,
+    ROUND_TRIP_BUCKETS, ask, round_trip_bounds,
 };
 
 /// What openraft's own conformance suite needs to see of us. Not for the server: nothing outside of this crate's tests

@@ -15,7 +15,9 @@ use parking_lot::Mutex;
 
 use crate::batch::{BatchId, Proposal, ProposeError, Waiter};
 use crate::config::limits;
+use crate::executor;
 use crate::runtime::{self, Instant};
+use crate::transport::{Held, Outbox, refuse};
 use crate::types::{RaftLogId, SealedBatch, TypeConfig};
 
 /// How far apply has come, as told by the apply thread: one store per applied batch, no lock, no wake. The server makes
@@ -47,6 +49,8 @@ pub(crate) struct Pending {
     timeout: Duration,
     applied: AppliedProgress,
     table: Mutex<Table>,
+    /// Batches that wait for a leader.
+    pub(crate) held: Held,
 }
 
 /// # Invariants
@@ -66,6 +70,10 @@ struct Table {
 
 struct Slot {
     waiter: Box<dyn Waiter>,
+    /// The term of the leader it was given to; 0 while it is held.
+    sent_term: u64,
+    /// What to give to another leader if this one has certainly not proposed it.
+    batch: Option<SealedBatch>,
     count: u32,
     bytes: usize,
     deadline: Instant,
@@ -82,11 +90,12 @@ impl Pending {
             commands_ahead: 0,
             stopped: false,
         };
-        Self { member_id, timeout, applied, table: Mutex::new(table) }
+        Self { member_id, timeout, applied, table: Mutex::new(table), held: Held::default() }
     }
 
-    /// Gives the batch its id and keeps its waiter, or tells the waiter why not.
-    pub(crate) fn admit(&self, proposal: Proposal) -> Option<SealedBatch> {
+    /// Gives the batch its id and keeps its waiter, or tells the waiter why not. `sent_term` is the term of the leader that
+    /// it is given to at once, 0 if it is held until there is one; `is_alone` says that there are no others to give it to.
+    pub(crate) fn admit(&self, proposal: Proposal, sent_term: u64, is_alone: bool) -> Option<SealedBatch> {
         let mut table = self.table.lock();
         table.forget_applied(self.applied.next_index());
         if let Some(why) = table.refusal(proposal.payload_bytes()) {
@@ -97,10 +106,12 @@ impl Pending {
         let sequence = table.first.wrapping_add(table.slots.len() as u64);
         let (payload, count, waiter) = proposal.into_parts();
         let deadline = runtime::now() + self.timeout;
-        table.bytes += payload.len();
-        table.slots.push_back(Some(Slot { waiter, count, bytes: payload.len(), deadline }));
-        drop(table);
-        Some(Proposal::seal(payload, BatchId { member_id: self.member_id, sequence }))
+        let bytes = payload.len();
+        let sealed = Proposal::seal(payload, BatchId { member_id: self.member_id, sequence });
+        let batch = (!is_alone).then(|| sealed.clone());
+        table.bytes += bytes;
+        table.slots.push_back(Some(Slot { waiter, sent_term, batch, count, bytes, deadline }));
+        Some(sealed)
     }
 
     /// The entry at `index` carries batch `id` and is committed: hands out its waiter, if it is ours and still waits.
@@ -116,17 +127,36 @@ impl Pending {
         Some(slot.waiter)
     }
 
+    /// The batch is about to be given to the leader of `term`; false if nobody waits for it any more.
+    pub(crate) fn mark_sent(&self, sequence: u64, term: u64) -> bool {
+        let mut table = self.table.lock();
+        let slot = table.slot(sequence);
+        slot.map(|slot| slot.sent_term = term).is_some()
+    }
+
     /// Tells one batch why it has no result, if it still waits.
-    fn fail(&self, sequence: u64, why: ProposeError) {
+    pub(crate) fn fail(&self, sequence: u64, why: ProposeError) {
         let slot = self.table.lock().remove(sequence);
         if let Some(slot) = slot {
             slot.waiter.fail(why);
         }
     }
 
-    /// Tells everybody who waits.
-    pub(crate) fn fail_all(&self, why: ProposeError) {
-        let slots: Vec<Slot> = self.table.lock().drain().collect();
+    /// Whoever was given a batch has not proposed it. If that was for not leading, it is held for whoever does.
+    pub(crate) fn refused(self: &Arc<Self>, sequence: u64, why: ProposeError) {
+        let again = (why == ProposeError::NoLeader).then(|| self.table.lock().take_back(sequence)).flatten();
+        let Some(batch) = again else { return self.fail(sequence, why) };
+        let pending = self.clone();
+        executor::spawn(async move {
+            // Not in a circle with one that has only just lost or won an election.
+            runtime::sleep(limits::REFUSAL_PAUSE).await;
+            pending.held.push(batch);
+        });
+    }
+
+    /// Tells those whose batch was given to a leader of a term before `term`.
+    pub(crate) fn fail_sent_before(&self, term: u64, why: ProposeError) {
+        let slots = self.table.lock().remove_sent_before(term);
         slots.into_iter().for_each(|slot| slot.waiter.fail(why));
     }
 
@@ -180,6 +210,27 @@ impl Table {
         Some(slot)
     }
 
+    fn slot(&mut self, sequence: u64) -> Option<&mut Slot> {
+        let place = usize::try_from(sequence.wrapping_sub(self.first)).ok()?;
+        self.slots.get_mut(place)?.as_mut()
+    }
+
+    fn take_back(&mut self, sequence: u64) -> Option<SealedBatch> {
+        let slot = self.slot(sequence)?;
+        let batch = slot.batch.clone()?;
+        slot.sent_term = 0;
+        Some(batch)
+    }
+
+    fn remove_sent_before(&mut self, term: u64) -> Vec<Slot> {
+        let is_before = |slot: &Option<Slot>| slot.as_ref().is_some_and(|slot| (1..term).contains(&slot.sent_term));
+        let removed: Vec<Slot> =
+            self.slots.iter_mut().filter(|slot| is_before(slot)).filter_map(Option::take).collect();
+        self.bytes -= removed.iter().map(|slot| slot.bytes).sum::<usize>();
+        self.trim();
+        removed
+    }
+
     fn remove_expired(&mut self, now: Instant) -> Option<Slot> {
         let expired = self.slots.front()?.as_ref().is_some_and(|slot| slot.deadline <= now);
         if expired { self.remove(self.first) } else { None }
@@ -209,17 +260,30 @@ impl Table {
     }
 }
 
-/// What openraft calls when an entry of ours ends early. Success needs nothing: apply has taken the waiter by then.
+/// What openraft calls when an entry ends early. Success needs nothing: the apply of the member that was asked has taken
+/// the waiter by then, or will.
 pub struct BatchResponder<T> {
-    pending: Arc<Pending>,
+    origin: Origin,
     sequence: u64,
     /// Only known where `T` is known; openraft wants one responder type for every `T`.
     why: fn(T) -> Option<ProposeError>,
 }
 
+/// Where a batch came from.
+enum Origin {
+    Own(Arc<Pending>),
+    /// Another member, by the connection it came on.
+    Other(Arc<Outbox>),
+}
+
 impl<T> BatchResponder<T> {
     pub(crate) fn new(pending: Arc<Pending>, sequence: u64, why: fn(T) -> Option<ProposeError>) -> Self {
-        Self { pending, sequence, why }
+        Self { origin: Origin::Own(pending), sequence, why }
+    }
+
+    /// For a batch that another member has forwarded.
+    pub(crate) fn of_guest(outbox: Arc<Outbox>, sequence: u64, why: fn(T) -> Option<ProposeError>) -> Self {
+        Self { origin: Origin::Other(outbox), sequence, why }
     }
 }
 
@@ -227,8 +291,10 @@ impl<T: OptionalSend + 'static> Responder<TypeConfig, T> for BatchResponder<T> {
     fn on_commit(&mut self, _log_id: RaftLogId) {}
 
     fn on_complete(self, result: T) {
-        if let Some(why) = (self.why)(result) {
-            self.pending.fail(self.sequence, why);
+        let Some(why) = (self.why)(result) else { return };
+        match self.origin {
+            Origin::Own(pending) => pending.refused(self.sequence, why),
+            Origin::Other(outbox) => refuse(&outbox, self.sequence, why),
         }
     }
 }
@@ -271,14 +337,14 @@ mod tests {
     fn waiters_leave_in_any_order_and_the_sequence_wraps() {
         let told = Told::default();
         let pending = pending(&AppliedProgress::default());
-        let ids: Vec<BatchId> = (0..4).map(|n| pending.admit(proposal(n, 1, &told)).unwrap().id()).collect();
+        let ids: Vec<BatchId> = (0..4).map(|n| pending.admit(proposal(n, 1, &told), 1, true).unwrap().id()).collect();
         assert_eq!(ids[3], BatchId { member_id: 9, sequence: 1 });
         for place in [2, 0, 3] {
             let waiter = pending.commit(ids[place], place as u64).unwrap().into_any().downcast::<Note>().unwrap();
             assert_eq!(waiter.0 as usize, place);
             assert!(pending.commit(ids[place], 9).is_none(), "taken once");
         }
-        pending.fail_all(ProposeError::LeaderChanged);
+        pending.fail_sent_before(2, ProposeError::LeaderChanged);
         assert_eq!(*told.lock(), [(1, ProposeError::LeaderChanged)]);
         assert_eq!(pending.table.lock().bytes, 0);
     }
@@ -287,7 +353,7 @@ mod tests {
     fn batches_of_other_members_and_of_earlier_runs_have_no_waiter_here() {
         let told = Told::default();
         let pending = pending(&AppliedProgress::default());
-        let id = pending.admit(proposal(0, 1, &told)).unwrap().id();
+        let id = pending.admit(proposal(0, 1, &told), 1, true).unwrap().id();
         assert!(pending.commit(BatchId { member_id: 8, ..id }, 0).is_none());
         assert!(pending.commit(BatchId { sequence: id.sequence - 1, ..id }, 0).is_none());
         assert!(pending.commit(BatchId { sequence: id.sequence.wrapping_add(1), ..id }, 0).is_none());
@@ -299,14 +365,14 @@ mod tests {
         let told = Told::default();
         let applied = AppliedProgress::default();
         let pending = pending(&applied);
-        let id = pending.admit(proposal(0, 5_001, &told)).unwrap().id();
-        assert!(pending.admit(proposal(1, 1, &told)).is_some(), "not committed yet");
+        let id = pending.admit(proposal(0, 5_001, &told), 1, true).unwrap().id();
+        assert!(pending.admit(proposal(1, 1, &told), 1, true).is_some(), "not committed yet");
         pending.commit(id, 7).unwrap();
-        assert!(pending.admit(proposal(2, 1, &told)).is_none());
+        assert!(pending.admit(proposal(2, 1, &told), 1, true).is_none());
         applied.set(6);
-        assert!(pending.admit(proposal(3, 1, &told)).is_none());
+        assert!(pending.admit(proposal(3, 1, &told), 1, true).is_none());
         applied.set(7);
-        assert!(pending.admit(proposal(4, 1, &told)).is_some());
+        assert!(pending.admit(proposal(4, 1, &told), 1, true).is_some());
         let refused = ProposeError::TooManyRequests;
         assert_eq!(*told.lock(), [(2, refused), (3, refused)]);
     }
@@ -315,22 +381,36 @@ mod tests {
     fn a_stopped_table_tells_who_waits_and_who_comes_later() {
         let told = Told::default();
         let pending = pending(&AppliedProgress::default());
-        let id = pending.admit(proposal(0, 1, &told)).unwrap().id();
+        let id = pending.admit(proposal(0, 1, &told), 1, true).unwrap().id();
         pending.stop();
         assert!(pending.commit(id, 0).is_none());
-        assert!(pending.admit(proposal(1, 1, &told)).is_none());
+        assert!(pending.admit(proposal(1, 1, &told), 1, true).is_none());
         assert_eq!(*told.lock(), [(0, ProposeError::Stopped), (1, ProposeError::Stopped)]);
+    }
+
+    #[test]
+    fn a_new_leader_ends_what_was_given_to_others_and_nothing_else() {
+        let told = Told::default();
+        let pending = pending(&AppliedProgress::default());
+        let held = pending.admit(proposal(0, 1, &told), 0, true).unwrap().id();
+        pending.admit(proposal(1, 1, &told), 3, true).unwrap();
+        let current = pending.admit(proposal(2, 1, &told), 4, true).unwrap().id();
+        pending.fail_sent_before(4, ProposeError::LeaderChanged);
+        assert_eq!(*told.lock(), [(1, ProposeError::LeaderChanged)]);
+        assert!(pending.mark_sent(held.sequence, 4) && !pending.mark_sent(held.sequence.wrapping_add(1), 4));
+        assert!(pending.commit(current, 0).is_some() && pending.commit(held, 1).is_some());
+        assert_eq!(pending.table.lock().bytes, 0);
     }
 
     #[test]
     fn only_batches_past_their_deadline_time_out() {
         let told = Told::default();
         let pending = Pending::new(9, 0, Duration::ZERO, AppliedProgress::default());
-        pending.admit(proposal(0, 1, &told)).unwrap();
+        pending.admit(proposal(0, 1, &told), 1, true).unwrap();
         pending.expire();
         assert_eq!(*told.lock(), [(0, ProposeError::TimedOut)]);
         let patient = self::pending(&AppliedProgress::default());
-        patient.admit(proposal(1, 1, &told)).unwrap();
+        patient.admit(proposal(1, 1, &told), 1, true).unwrap();
         patient.expire();
         assert_eq!(told.lock().len(), 1);
     }

@@ -3,12 +3,14 @@
 
 use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use crate::batch::ProposeError;
 use crate::config::limits;
+use crate::runtime::{self, Instant};
 
 /// The fast way, for a lone voter that leads: one atomic load.
 ///
@@ -61,21 +63,57 @@ impl ReadGate {
 
 type Reply = oneshot::Sender<Result<u64, ProposeError>>;
 
+/// Somebody who waits for a read index, and until when.
+pub(crate) struct Caller {
+    reply: Reply,
+    deadline: Instant,
+}
+
+/// How long the caller with the least time still waits.
+pub(crate) fn patience(callers: &[Caller]) -> Duration {
+    let first = callers.iter().map(|caller| caller.deadline).min();
+    first.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(runtime::now()))
+}
+
+/// Answers everybody.
+pub(crate) fn answer(callers: &mut Vec<Caller>, answer: Result<u64, ProposeError>) {
+    for caller in callers.drain(..) {
+        // A caller that has gone away needs no answer.
+        let _ = caller.reply.send(answer);
+    }
+}
+
+/// Tells those whose time is over, and forgets those who have gone.
+pub(crate) fn expire(callers: &mut Vec<Caller>, why: ProposeError) {
+    let now = runtime::now();
+    let (over, left): (Vec<Caller>, Vec<Caller>) =
+        std::mem::take(callers).into_iter().partition(|caller| caller.deadline <= now || caller.reply.is_closed());
+    *callers = left;
+    for caller in over {
+        let _ = caller.reply.send(Err(why));
+    }
+}
+
 /// Callers that wait for the next ReadIndex. Those that come while one is under way share the next one: the one under
 /// way may have looked at the commit index before they asked.
-#[derive(Default)]
 pub(crate) struct ReadQueue {
+    timeout: Duration,
     waiting: Mutex<Waiting>,
     wake: Notify,
 }
 
 #[derive(Default)]
 struct Waiting {
-    callers: Vec<Reply>,
+    callers: Vec<Caller>,
     closed: bool,
 }
 
 impl ReadQueue {
+    /// `timeout` bounds how long a caller waits.
+    pub(crate) fn new(timeout: Duration) -> Self {
+        Self { timeout, waiting: Mutex::default(), wake: Notify::new() }
+    }
+
     /// Joins the next ReadIndex.
     pub(crate) async fn join(&self) -> Result<u64, ProposeError> {
         let (reply, answer) = oneshot::channel();
@@ -87,7 +125,7 @@ impl ReadQueue {
             if waiting.callers.len() >= limits::READ_WAITERS_MAX {
                 return Err(ProposeError::TooManyRequests);
             }
-            waiting.callers.push(reply);
+            waiting.callers.push(Caller { reply, deadline: runtime::now() + self.timeout });
             if waiting.callers.len() == 1 {
                 self.wake.notify_one();
             }
@@ -95,28 +133,26 @@ impl ReadQueue {
         answer.await.unwrap_or(Err(ProposeError::Stopped))
     }
 
-    /// Waits for a caller and takes all that are there.
-    pub(crate) async fn take(&self) -> Vec<Reply> {
-        loop {
-            let callers = mem::take(&mut self.waiting.lock().callers);
-            if !callers.is_empty() {
-                return callers;
-            }
+    /// Waits for a caller.
+    pub(crate) async fn wait(&self) {
+        while self.waiting.lock().callers.is_empty() {
             self.wake.notified().await;
         }
     }
 
+    /// Takes all that are there.
+    pub(crate) fn join_all(&self, callers: &mut Vec<Caller>) {
+        callers.append(&mut self.waiting.lock().callers);
+    }
+
     /// Tells everybody, and everybody who comes later, that this member stops.
     pub(crate) fn close(&self) {
-        let callers = {
+        let mut callers = {
             let mut waiting = self.waiting.lock();
             waiting.closed = true;
             mem::take(&mut waiting.callers)
         };
-        for caller in callers {
-            // A caller that has gone away needs no answer.
-            let _ = caller.send(Err(ProposeError::Stopped));
-        }
+        answer(&mut callers, Err(ProposeError::Stopped));
     }
 }
 
@@ -140,11 +176,15 @@ mod tests {
 
     #[tokio::test]
     async fn callers_of_one_moment_share_and_later_ones_do_not() {
-        let queue = ReadQueue::default();
+        let queue = ReadQueue::new(Duration::from_secs(5));
         let (first, second, batch) = tokio::join!(queue.join(), queue.join(), async {
-            let batch = queue.take().await;
+            queue.wait().await;
+            let mut batch = Vec::new();
+            queue.join_all(&mut batch);
             let count = batch.len();
-            batch.into_iter().for_each(|reply| reply.send(Ok(41)).unwrap());
+            expire(&mut batch, ProposeError::TimedOut);
+            assert_eq!((batch.len(), patience(&batch) > Duration::from_secs(4)), (count, true));
+            answer(&mut batch, Ok(41));
             count
         });
         assert_eq!((first, second, batch), (Ok(41), Ok(41), 2));

@@ -137,6 +137,16 @@ pub(crate) async fn sleep(duration: Duration) {
     tokio::time::sleep(duration).await;
 }
 
+/// The result of `future`, unless it takes longer.
+pub(crate) async fn timeout<T>(duration: Duration, future: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(duration, future).await.ok()
+}
+
+/// Between nothing and `whole`, by chance.
+pub(crate) fn random_part(whole: Duration) -> Duration {
+    whole.mul_f64(rand::rng().random::<f64>())
+}
+
 /// Where a member's batch sequence starts; see [`BatchId`](crate::batch::BatchId).
 pub(crate) fn random_u64() -> u64 {
     rand::rng().random()

@@ -8,7 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::metrics::RaftMetrics;
-use openraft::{Raft, ServerState};
+use openraft::{Instant, Raft, ServerState};
 use tokio::sync::watch;
 
 use daymark_storage::LogId;
@@ -16,7 +16,9 @@ use daymark_storage::LogId;
 use crate::batch::ProposeError;
 use crate::driver::Shared;
 use crate::membership::is_sole_voter;
+use crate::runtime;
 use crate::state_machine::StateMachine;
+use crate::transport::Peers;
 use crate::types::TypeConfig;
 
 /// A picture of raft at one moment.
@@ -47,14 +49,22 @@ pub struct RaftStatus {
 /// What changes seldom.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct View {
+    /// Known, and heard of a moment ago; of itself a leader has to hear from a quorum.
     pub(crate) leader: Option<u64>,
+    /// The same, also after it fell silent.
+    last_leader: Option<u64>,
     pub(crate) is_leader: bool,
+    /// openraft's view: it leads also after it lost its quorum, until it learns of another leader.
+    pub(crate) holds_office: bool,
     pub(crate) term: u64,
     pub(crate) sole_voter: bool,
     pub(crate) voters: Arc<[u64]>,
     pub(crate) learners: Arc<[u64]>,
     pub(crate) leader_changes_seen: u64,
 }
+
+/// Looks at what has fallen silent, in one election time-out.
+const LOOKS: u32 = 8;
 
 /// The published view: written by the thread "raft", read by anybody.
 pub(crate) struct Published {
@@ -92,21 +102,36 @@ impl Published {
 
 /// Follows openraft until it ends: publishes the view, opens and closes the fast way of reading, and tells those who
 /// wait when leadership is lost.
-pub(crate) async fn follow(raft: &Raft<TypeConfig, StateMachine>, shared: &Shared) {
+pub(crate) async fn follow(raft: &Raft<TypeConfig, StateMachine>, shared: &Shared, peers: &Peers) {
     let mut server = raft.server_metrics();
     let mut blank = shared.blank.subscribe();
     loop {
         let before = shared.published.view();
         server.borrow_and_update();
-        let now = View::new(&raft.metrics().borrow_watched(), &before);
         let committed_blank = *blank.borrow_and_update();
+        let now = View::new(&raft.metrics().borrow_watched(), &before, shared);
         react(shared, &before, &now, committed_blank);
-        if now != *before {
-            shared.published.replace(now);
+        if !now.holds_office {
+            shared.note_handed_over();
         }
+        if now != *before {
+            if now.voters != before.voters || now.learners != before.learners {
+                peers.keep_only(&[&now.voters[..], &now.learners[..]].concat());
+            }
+            shared.published.replace(now.clone());
+        }
+        // What does not come and is therefore not told: a quorum's answers, a leader's appends.
+        let silence = async {
+            match now.sole_voter {
+                true => std::future::pending().await,
+                false => runtime::sleep(shared.election / LOOKS).await,
+            }
+        };
         tokio::select! {
             changed = server.changed() => if changed.is_err() { return },
             _ = blank.changed() => {}
+            () = shared.heard_anew.notified() => {}
+            () = silence => {}
         }
     }
 }
@@ -114,13 +139,17 @@ pub(crate) async fn follow(raft: &Raft<TypeConfig, StateMachine>, shared: &Share
 /// This member no longer takes part.
 pub(crate) fn retire(shared: &Shared) {
     let before = shared.published.view();
-    shared.published.replace(View { leader: None, is_leader: false, ..(*before).clone() });
+    shared.published.replace(View { leader: None, is_leader: false, holds_office: false, ..(*before).clone() });
 }
 
 fn react(shared: &Shared, before: &View, now: &View, blank: Option<LogId>) {
     // Nothing is known any more about entries of a leadership that has ended, only that they may still commit.
-    if before.is_leader && (!now.is_leader || now.term != before.term) {
-        shared.pending.fail_all(ProposeError::LeaderChanged);
+    let left_office = before.holds_office && (!now.holds_office || now.term != before.term);
+    if left_office {
+        shared.pending.fail_sent_before(before.term + 1, ProposeError::LeaderChanged);
+    }
+    if now.leader.is_some() && now.leader != before.leader {
+        shared.pending.fail_sent_before(now.term, ProposeError::LeaderChanged);
     }
     // The blank entry of the own term is committed and handed over: so is everything that was in the log before it.
     let recovered = blank.filter(|blank| now.is_leader && blank.term == now.term);
@@ -136,15 +165,26 @@ fn react(shared: &Shared, before: &View, now: &View, blank: Option<LogId>) {
 impl View {
     /// From the metrics that carry the term in memory: the server metrics only have the vote that is on disk, which lags
     /// behind an election. They change less often, though, so they are the ones that are waited on.
-    fn new(metrics: &RaftMetrics<TypeConfig>, before: &View) -> Self {
+    fn new(metrics: &RaftMetrics<TypeConfig>, before: &View, shared: &Shared) -> Self {
         let membership = metrics.membership_config.membership();
-        let leader = metrics.current_leader;
-        let is_new_leader = leader.is_some() && leader != before.leader;
+        let sole_voter = is_sole_voter(membership, metrics.id);
+        let holds_office = metrics.state == ServerState::Leader;
+        // As long as openraft accepts proposals: its lease is one election time-out.
+        let has_quorum = || metrics.last_quorum_acked.is_some_and(|at| at.elapsed() < shared.election);
+        let may_lead = holds_office && !shared.is_handing_over();
+        let is_leader = may_lead && (sole_voter || has_quorum());
+        let leader = match metrics.current_leader {
+            Some(leader) if leader == metrics.id => is_leader.then_some(leader),
+            other => other.filter(|leader| shared.hears(*leader)),
+        };
+        let is_new_leader = leader.is_some() && leader != before.last_leader;
         Self {
             leader,
-            is_leader: metrics.state == ServerState::Leader,
+            last_leader: leader.or(before.last_leader),
+            is_leader,
+            holds_office,
             term: metrics.current_term,
-            sole_voter: is_sole_voter(membership, metrics.id),
+            sole_voter,
             voters: membership.voter_ids().collect(),
             learners: membership.learner_ids().collect(),
             leader_changes_seen: before.leader_changes_seen + u64::from(is_new_leader),
@@ -175,7 +215,7 @@ mod tests {
     }
 
     fn leading(term: u64) -> View {
-        View { leader: Some(1), is_leader: true, term, sole_voter: true, ..View::default() }
+        View { leader: Some(1), is_leader: true, holds_office: true, term, sole_voter: true, ..View::default() }
     }
 
     fn shared() -> Shared {
@@ -184,13 +224,17 @@ mod tests {
 
     #[tokio::test]
     async fn who_waits_is_told_when_leadership_ends_or_begins_anew() {
-        let follower = View { leader: Some(2), is_leader: false, sole_voter: false, ..leading(4) };
-        for (now, lost) in [(leading(3), false), (leading(4), true), (follower, true)] {
+        let follower = View { leader: Some(2), is_leader: false, holds_office: false, sole_voter: false, ..leading(4) };
+        let deposed = View { leader: None, holds_office: false, is_leader: false, ..leading(3) };
+        let without_quorum = View { leader: None, is_leader: false, ..leading(3) };
+        for (now, lost) in
+            [(leading(3), false), (leading(4), true), (follower, true), (deposed, true), (without_quorum, false)]
+        {
             let (shared, told) = (shared(), Arc::default());
             let waiter = Box::new(Note(Arc::clone(&told)));
             shared.inbox.push(CommandBatch { bytes: Bytes::from_static(b"put"), count: 1, waiter });
             let proposal = shared.inbox.take(Vec::new()).await.pop().unwrap();
-            shared.pending.admit(proposal).unwrap();
+            shared.pending.admit(proposal, 3, true).unwrap();
             react(&shared, &leading(3), &now, None);
             assert_eq!(*told.lock() == [ProposeError::LeaderChanged], lost, "{now:?}");
         }

@@ -75,6 +75,11 @@ impl SealedBatch {
         self.payload.slice(BATCH_HEADER_BYTES..)
     }
 
+    /// Id and commands, as in the log.
+    pub(crate) fn payload(&self) -> Bytes {
+        self.payload.clone()
+    }
+
     pub(crate) fn payload_bytes(&self) -> usize {
         self.payload.len()
     }

@@ -3,8 +3,11 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests use real files and real time")]
 
+mod cluster;
 mod conformance;
 mod faults;
+mod hostile;
+mod net;
 mod one_voter;
 mod snapshots;
 mod speed;
