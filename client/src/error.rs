@@ -40,6 +40,9 @@ pub enum ClientError {
     /// The lease does not exist, or not any more.
     #[error("lease {0:x} not found")]
     LeaseNotFound(i64),
+    /// What was received could not be kept.
+    #[error("{0}")]
+    Local(String),
     /// An answer that breaks the protocol.
     #[error("unexpected answer: {0}")]
     Protocol(&'static str),

@@ -38,7 +38,7 @@ pub use bootstrap::Bootstrap;
 pub use config::limits;
 pub use driver::{RaftOptions, StartError, start};
 pub use handle::{Handle, TransferError};
-pub use membership::{MemberInfo, members_of};
+pub use membership::{MemberInfo, encode_members, members_of};
 pub use pending::AppliedProgress;
 pub use state_machine::{Applied, Apply, Committed, EntryBody, Installed};
 pub use status::RaftStatus;

@@ -95,6 +95,15 @@ pub fn members_of(stored: &[u8]) -> Result<Vec<MemberInfo>, String> {
     Ok(membership.nodes().map(member).collect())
 }
 
+/// The bytes of a membership, as of the entry `at`, for a state that is made without raft: these are the members.
+pub fn encode_members(at: LogId, members: &[MemberInfo]) -> Bytes {
+    let voters = members.iter().filter(|member| !member.is_learner).map(|member| member.id).collect();
+    let nodes: BTreeMap<u64, MemberNode> =
+        members.iter().map(|member| (member.id, MemberNode { peer_urls: member.peer_urls.clone() })).collect();
+    let membership = RaftMembership::new(vec![voters], nodes).expect("every voter is one of the members");
+    encode_stored(at, &membership)
+}
+
 /// Whether `member_id` is the only voter, with no change under way.
 pub(crate) fn is_sole_voter(membership: &RaftMembership, member_id: u64) -> bool {
     let mut voters = membership.voter_ids();

@@ -46,13 +46,13 @@ pub struct Export<'a> {
 
 /// etcd's record of a lease.
 #[derive(Clone, PartialEq, prost::Message)]
-struct Lease {
+pub struct Lease {
     #[prost(int64, tag = "1")]
-    id: i64,
+    pub id: i64,
     #[prost(int64, tag = "2")]
-    ttl: i64,
+    pub ttl: i64,
     #[prost(int64, tag = "3")]
-    remaining_ttl: i64,
+    pub remaining_ttl: i64,
 }
 
 /// Rows of a small bucket.

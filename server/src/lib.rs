@@ -30,4 +30,6 @@ pub mod watch;
 pub mod net;
 pub mod server;
 
+pub mod tools;
+
 pub use version::{CLUSTER_VERSION, ETCD_VERSION, VERSION};

@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use daymark_server::config::flags::{self, ParseError, Parsed};
 use daymark_server::config::{self, Config};
 use daymark_server::server::Server;
-use daymark_server::{logging, version};
+use daymark_server::{logging, tools, version};
 
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
@@ -32,8 +32,10 @@ pub static JEMALLOC_SETTINGS: Option<&'static c_char> = Some(unsafe { &*MALLOC_C
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1).peekable();
-    if arguments.peek().is_some_and(|first| first == "bench") {
-        return bench();
+    match arguments.peek().map(String::as_str) {
+        Some("bench") => return bench(),
+        Some("snapshot") => return snapshot(),
+        _ => {}
     }
     match flags::parse(arguments) {
         Ok(Parsed::Start(given)) => member(given),
@@ -64,6 +66,25 @@ fn bench() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("daymark bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What is done with the state of a cluster as a file, with its own flags.
+#[derive(Parser)]
+#[command(name = "daymark snapshot", about = "The state of a cluster as one file, in etcd's form")]
+struct Snapshot {
+    #[command(subcommand)]
+    command: tools::SnapshotCommand,
+}
+
+fn snapshot() -> ExitCode {
+    let Snapshot { command } = Snapshot::parse_from(std::env::args().skip(1));
+    match tools::run(command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error:#}");
             ExitCode::FAILURE
         }
     }

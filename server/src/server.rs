@@ -390,6 +390,19 @@ fn identity(config: &Config, disk: &dyn Disk) -> Result<Identity, StartError> {
     Ok(found)
 }
 
+/// Who this member and all founders of its cluster are, for a state that is made before it starts.
+pub(crate) fn founders(config: &Config) -> Result<(Identity, Vec<MemberInfo>), StartError> {
+    let identity = founding_identity(config)?;
+    let founder = |(name, urls): &(String, Vec<Url>)| MemberInfo {
+        id: identity.member_id,
+        name: name.clone(),
+        peer_urls: texts(urls),
+        client_urls: Vec::new(),
+        is_learner: false,
+    };
+    Ok((identity, config.initial_cluster.iter().map(founder).collect()))
+}
+
 /// Member and cluster id as etcd derives them, so that both stay what they were when a cluster is moved.
 fn founding_identity(config: &Config) -> Result<Identity, StartError> {
     let mut ids = Vec::new();

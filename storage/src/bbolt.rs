@@ -1,6 +1,6 @@
 //! Writes files of bbolt's format, which etcd's tools read: named buckets of ordered keys, each a B+ tree of pages. Only
-//! from sorted input and from front to back, with one page of each level in memory. Reads none, and knows nothing of what
-//! the buckets hold.
+//! from sorted input and from front to back, with one page of each level in memory. Reading them is `reader`'s; neither
+//! knows what the buckets hold.
 //!
 //! ```text
 //! page    = id u64, flags u16, count u16, overflow u32, content; 4096 bytes, times 1 + overflow
@@ -12,12 +12,16 @@
 //! ```
 //! All numbers are little-endian. The root bucket holds each bucket's root page and sequence under its name.
 
+mod reader;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::disk::{Disk, DiskFile, unnamed_file};
 use crate::error::Result;
+
+pub use reader::{BboltReader, Bucket};
 
 /// Size of a page.
 pub const PAGE_BYTES: usize = 4096;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use daymark_api::etcdserverpb as pb;
 use daymark_api::etcdserverpb::alarm_request::AlarmAction;
 use daymark_storage::backend::Family;
+use daymark_storage::mvcc::import::Import;
 use daymark_storage::mvcc::{Keyspace, PinnedTables, Writer};
 use daymark_storage::{Result, StorageError};
 
@@ -103,6 +104,11 @@ pub fn pinned(tables: &PinnedTables<'_>) -> Result<Vec<pb::AlarmMember>> {
     let alarms = found.into_iter().map(|alarm| alarm.map(|(member_id, alarm)| member(member_id, alarm)));
     let broken = || StorageError::Invariant { what: "a row of the alarm table cannot be decoded".into() };
     alarms.collect::<Option<_>>().ok_or_else(broken)
+}
+
+/// Adds an alarm to a state that is being imported.
+pub fn import(import: &mut Import, alarm: &pb::AlarmMember) -> Result<()> {
+    import.row(Family::Meta, &key((alarm.member_id, alarm.alarm)), &[])
 }
 
 /// The alarms of one type, or all for `NONE`.

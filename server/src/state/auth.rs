@@ -13,6 +13,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use daymark_storage::backend::Family;
+use daymark_storage::mvcc::import::Import;
 use daymark_storage::mvcc::{Keyspace, PinnedTables, Writer};
 use daymark_storage::{Result, StorageError};
 use prost::Message;
@@ -157,10 +158,7 @@ impl Auth {
             return;
         }
         self.is_changed = true;
-        let (enabled, revision) = (self.table.is_enabled(), self.table.revision());
-        let mut config = [FORMAT; 10];
-        config[1] = u8::from(enabled);
-        config[2..].copy_from_slice(&revision.to_be_bytes());
+        let config = encode_config(self.table.is_enabled(), self.table.revision());
         writer.table_put(Family::Meta, CONFIG, &config);
         for name in &touched.users {
             let record = self.table.user(name).map(|user| user.record().encode_to_vec());
@@ -219,6 +217,24 @@ pub fn pinned(tables: &PinnedTables<'_>) -> Result<PinnedAuth> {
         Ok(rows)
     };
     Ok(PinnedAuth { is_enabled, revision, users: rows(USERS, USERS_END)?, roles: rows(ROLES, ROLES_END)? })
+}
+
+/// Adds all rows to a state that is being imported.
+pub fn import(import: &mut Import, auth: &PinnedAuth) -> Result<()> {
+    import.row(Family::Meta, CONFIG, &encode_config(auth.is_enabled, auth.revision))?;
+    for (prefix, rows) in [(USERS, &auth.users), (ROLES, &auth.roles)] {
+        for (name, record) in rows {
+            import.row(Family::Meta, &[prefix, name].concat(), record)?;
+        }
+    }
+    Ok(())
+}
+
+fn encode_config(enabled: bool, revision: u64) -> [u8; 10] {
+    let mut config = [FORMAT; 10];
+    config[1] = u8::from(enabled);
+    config[2..].copy_from_slice(&revision.to_be_bytes());
+    config
 }
 
 fn decode_config(row: &[u8]) -> Option<(bool, u64)> {

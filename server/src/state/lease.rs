@@ -13,6 +13,7 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 use daymark_storage::backend::Family;
+use daymark_storage::mvcc::import::Import;
 use daymark_storage::mvcc::{Keyspace, PinnedTables, Writer};
 use daymark_storage::{Result, StorageError};
 use hashbrown::HashSet;
@@ -199,11 +200,28 @@ fn read_last_grant(keyspace: &Keyspace) -> Result<u64> {
 }
 
 fn write_record(writer: &mut Writer, lease: LeaseFact) {
+    writer.table_put(Family::Lease, &row(RECORD, lease.id), &encode_record(&lease));
+}
+
+fn encode_record(lease: &LeaseFact) -> [u8; RECORD_BYTES] {
     let mut record = [FORMAT; RECORD_BYTES];
     record[1..9].copy_from_slice(&lease.ttl_secs.to_be_bytes());
     record[9..17].copy_from_slice(&lease.grant.to_be_bytes());
     record[17..].copy_from_slice(&lease.remaining_secs.to_be_bytes());
-    writer.table_put(Family::Lease, &row(RECORD, lease.id), &record);
+    record
+}
+
+/// Adds a lease to a state that is being imported. Grants ascend from call to call.
+pub fn import(import: &mut Import, lease: LeaseFact) -> Result<()> {
+    import.row(Family::Lease, &row(RECORD, lease.id), &encode_record(&lease))?;
+    import.row(Family::Lease, &[LAST_GRANT], &lease.grant.to_be_bytes())
+}
+
+/// Attaches a key, whose newest record names that lease, which was added.
+pub fn import_attachment(import: &mut Import, id: i64, key: &[u8]) -> Result<()> {
+    let mut row = Vec::new();
+    attachment(id, key, &mut row);
+    import.row(Family::Lease, &row, &[])
 }
 
 /// Keys attached to a lease as committed, in order; none if they take more than `bytes_max`.

@@ -14,8 +14,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use daymark_raft::MemberInfo;
 use daymark_storage::backend::Family;
+use daymark_storage::mvcc::import::Import;
 use daymark_storage::mvcc::{Keyspace, Writer};
-use daymark_storage::{Result, StorageError};
+use daymark_storage::{LogId, Result, StorageError};
 use prost::Message;
 
 use daymark_api::etcdserverpb as pb;
@@ -113,6 +114,18 @@ impl Members {
             is_learner: info.is_learner,
         }
     }
+}
+
+/// Adds the first members of a cluster to a state that is being imported. What is known of them is what they founded it
+/// with; they say the rest themselves.
+pub fn import(import: &mut Import, at: LogId, members: &[MemberInfo]) -> Result<()> {
+    import.row(Family::Meta, MEMBERSHIP, &daymark_raft::encode_members(at, members))?;
+    for info in members {
+        let key = [ATTRIBUTES, &info.id.to_be_bytes()].concat();
+        let attributes = MemberAttributes { id: info.id, name: info.name.clone(), client_urls: Vec::new() };
+        import.row(Family::Meta, &key, &attributes.encode_to_vec())?;
+    }
+    Ok(())
 }
 
 /// The rows of one table, decoded.

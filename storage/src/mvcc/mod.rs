@@ -2,10 +2,11 @@
 //! time, of watchers or of the wire.
 //!
 //! Reading order: `revision`, `event`, `range`, `layout` (the bytes), `rewind` and `read` (the way back to a revision),
-//! `write` with `cache`, `history`, `pin`, `hash`, `compaction`, `fences`.
+//! `write` with `cache`, `history`, `pin`, `hash`, `compaction`, `fences`, `import`.
 
 pub mod event;
 pub mod hash;
+pub mod import;
 pub mod layout;
 pub mod range;
 pub mod revision;
@@ -252,7 +253,7 @@ impl Shared {
             true => shared.decode_position(&bytes)?,
             false => Keyspace::EMPTY,
         };
-        check_history_end(&shared, position.current_revision)?;
+        check_history_end(&shared, &position)?;
         let floor = shared.durable_position()?.map_or(0, |position| position.compact_revision).max(0);
         shared.history_floor.store(floor, Ordering::Release);
         shared.backend.set_history_floor(floor);
@@ -324,8 +325,9 @@ fn check_format(backend: &dyn Backend) -> Result<()> {
     backend.write(&mut batch)
 }
 
-/// The newest undo record is of the current revision: otherwise the families are of different moments.
-fn check_history_end(shared: &Shared, current_revision: i64) -> Result<()> {
+/// The newest undo record is of the current revision: otherwise the families are of different moments. Only what was
+/// imported as compacted up to its newest revision has no record of that one.
+fn check_history_end(shared: &Shared, position: &Position) -> Result<()> {
     let everything = Span { start: b"", end: None };
     let cursor = shared.backend.iterate(Family::Log, everything, backend::Direction::Backward)?;
     let found = match cursor.item() {
@@ -335,7 +337,9 @@ fn check_history_end(shared: &Shared, current_revision: i64) -> Result<()> {
             revision.ok_or_else(|| rewind::undecodable(shared, "key of history", key))?.main
         }
     };
-    if found != current_revision {
+    let current_revision = position.current_revision;
+    let nothing_above = position.compact_revision == current_revision && found < current_revision;
+    if found != current_revision && !nothing_above {
         let what = format!("history ends at revision {found}, but the current revision is {current_revision}");
         return Err(StorageError::Invariant { what });
     }
