@@ -4,11 +4,12 @@ ratios. Needs the release binary and an etcd; all servers listen on loopback and
 
     scripts/compare.py --etcd /path/to/etcd [--daymark PATH] [--rounds 3] [--total 1000000] [--json FILE] [LOAD ...]
 
-Loads: puts, one-client, gets, serializable-gets, restart (the default is all of them).
+Loads: puts, one-client, gets, serializable-gets, restart, three-members (the default is all of them).
 """
 import argparse
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -21,34 +22,53 @@ import urllib.request
 
 
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """Below the range of outgoing connections: a member finds its port free again after a restart."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as s:
+            try:
+                s.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                pass
 
 
 class Server:
     """One member on free loopback ports with its data directory."""
 
-    def __init__(self, kind, binary, root):
-        self.kind, self.binary = kind, binary
-        self.dir = os.path.join(root, kind)
+    def __init__(self, kind, binary, root, name="m"):
+        self.kind, self.binary, self.name = kind, binary, name
+        self.dir = os.path.join(root, f"{kind}-{name}")
         self.client, self.peer = free_port(), free_port()
         self.process = None
 
+    def peer_url(self):
+        return f"http://127.0.0.1:{self.peer}"
+
     def start(self):
-        client, peer = f"http://127.0.0.1:{self.client}", f"http://127.0.0.1:{self.peer}"
-        log = open(self.dir + ".log", "ab")
         started = time.monotonic()
+        self.spawn([self])
+        self.wait()
+        return time.monotonic() - started
+
+    def spawn(self, members):
+        client = f"http://127.0.0.1:{self.client}"
+        self.log = open(self.dir + ".log", "ab")
         self.process = subprocess.Popen(
-            [self.binary, "--name", "m", "--data-dir", self.dir, "--listen-client-urls", client,
-             "--advertise-client-urls", client, "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
-             "--initial-cluster", f"m={peer}", "--quota-backend-bytes", str(8 << 30)],
-            stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            [self.binary, "--name", self.name, "--data-dir", self.dir, "--listen-client-urls", client,
+             "--advertise-client-urls", client, "--listen-peer-urls", self.peer_url(),
+             "--initial-advertise-peer-urls", self.peer_url(),
+             "--initial-cluster", ",".join(f"{m.name}={m.peer_url()}" for m in members),
+             "--quota-backend-bytes", str(8 << 30)],
+            stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL)
+
+    def wait(self):
+        client, log, started = f"http://127.0.0.1:{self.client}", self.log, time.monotonic()
         while True:
             try:
                 with urllib.request.urlopen(client + "/health", timeout=2) as answer:
                     if json.load(answer).get("health") in ("true", True):
-                        return time.monotonic() - started
+                        return
             except OSError:
                 pass
             if self.process.poll() is not None:
@@ -67,13 +87,19 @@ class Server:
                 self.process.wait()
         self.process = None
 
+    def leads(self):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.client}/metrics", timeout=5) as answer:
+            return b"\netcd_server_is_leader 1" in answer.read()
+
     def disk_bytes(self):
         return sum(os.stat(os.path.join(d, f)).st_blocks * 512 for d, _, fs in os.walk(self.dir) for f in fs)
 
 
-def bench(options, server, *load):
+def bench(options, server, *load, others=()):
+    """The server whose process is looked at comes first; the load goes to the others, too."""
+    endpoints = ",".join(f"127.0.0.1:{s.client}" for s in (server, *others))
     with tempfile.NamedTemporaryFile(suffix=".json") as out:
-        command = [options.daymark, "bench", *load, "--endpoints", f"127.0.0.1:{server.client}",
+        command = [options.daymark, "bench", *load, "--endpoints", endpoints,
                    "--pid", str(server.process.pid), "--json", out.name]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         if done.returncode != 0:
@@ -97,8 +123,27 @@ def figures(report):
     }
 
 
+def three_members(options, kind, binary, root, note):
+    members = [Server(kind, binary, root, f"m{n}") for n in range(3)]
+    try:
+        for member in members:
+            member.spawn(members)
+        for member in members:
+            member.wait()
+        leader = next((m for m in members if m.leads()), None) or sys.exit(f"no {kind} leads")
+        others = [m for m in members if m is not leader]
+        note("three-members", figures(bench(
+            options, leader, "put", "--conns", "100", "--clients", "1000", "--key-size", "8", "--val-size", "256",
+            "--total", str(options.three_members), others=others)))
+    finally:
+        for member in members:
+            member.stop()
+            shutil.rmtree(member.dir, ignore_errors=True)
+
+
 def one_round(options, kind, binary, root, results):
     server = Server(kind, binary, root)
+    single = {"one-client", "puts", "gets", "serializable-gets", "restart"} & set(options.loads)
     spread = ["--conns", "100", "--clients", "1000"]
     keys = ["--key-space-size", str(options.total)]
 
@@ -108,6 +153,10 @@ def one_round(options, kind, binary, root, results):
         shown = "  ".join(f"{name}={value:.4g}" for name, value in values.items())
         print(f"{kind:8} {load:18} {shown}", flush=True)
 
+    if "three-members" in options.loads:
+        three_members(options, kind, binary, root, note)
+    if not single:
+        return
     try:
         server.start()
         if "one-client" in options.loads:
@@ -134,7 +183,7 @@ def one_round(options, kind, binary, root, results):
 
 
 def main():
-    every = ["one-client", "puts", "gets", "serializable-gets", "restart"]
+    every = ["one-client", "puts", "gets", "serializable-gets", "restart", "three-members"]
     target = os.environ.get("CARGO_TARGET_DIR", os.path.expanduser("~/.cache/daymark-target"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--etcd", default=shutil.which("etcd"), help="the etcd to compare with")
@@ -142,6 +191,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--total", type=int, default=1_000_000, help="puts of the load `puts`")
     parser.add_argument("--reads", type=int, default=200_000)
+    parser.add_argument("--three-members", type=int, default=300_000, help="puts of the load `three-members`")
     parser.add_argument("--one-client", type=int, default=20_000)
     parser.add_argument("--dir", help="where data directories are made (default: a temporary one)")
     parser.add_argument("--json", help="write all figures into this file")
