@@ -245,6 +245,15 @@ pub const EXPORT_SORT_BYTES: usize = 32 << 20;
 
 // Members.
 
+/// How long a connection to a member may take to be opened; raft gives up after twice the election time-out anyway.
+pub const PEER_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Silence after which the system asks whether the other machine is still there. Raft itself asks more often.
+pub const PEER_KEEPALIVE_TIME: Duration = Duration::from_secs(10);
+/// Distance of such questions.
+pub const PEER_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// Connections on the peer listener that have not shown yet what they are; more are rejected.
+pub const PEERS_ARRIVING_MAX: usize = 256;
+
 /// Peer addresses of one member.
 pub const PEER_URLS_MAX: usize = 64;
 /// Length of one of them.

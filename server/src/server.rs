@@ -17,7 +17,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use daymark_api::etcdserverpb as pb;
-use daymark_raft::{AppliedProgress, Bootstrap, Handle, MemberInfo, PeerOptions, RaftOptions};
+use daymark_raft::{AppliedProgress, Bootstrap, Handle, MemberInfo, NoCalls, PeerOptions, RaftOptions};
 use daymark_storage::backend::rocks::{RocksBackend, RocksOptions};
 use daymark_storage::disk::{DirLock, Disk, RealDisk};
 use daymark_storage::mvcc::Keyspace;
@@ -39,8 +39,9 @@ use crate::limits::{self, MemorySplit};
 use crate::mailbox::Mailbox;
 use crate::metrics::{HistogramSample, Metrics, Sample};
 use crate::net::accept::{self, BindError, Bound, Role};
+use crate::net::peers::{Addresses, PeerDialer, PeerDoor, Strangers};
 use crate::net::tls::{Tls, TlsError};
-use crate::net::{Condition, FrontDoor, NetOptions, NetThreads, RaftCondition};
+use crate::net::{Condition, FrontDoor, NetOptions, NetThreads, PeerTls, RaftCondition};
 use crate::policy::room::{Directory, RoomWatch};
 use crate::policy::upkeep::Upkeep;
 use crate::policy::{compactor, lessor, timer};
@@ -119,6 +120,7 @@ impl Server {
     /// touched.
     pub fn start(config: &Config, on_fatal: OnFatal) -> Result<Self, StartError> {
         let listeners = Listeners::bind(config)?;
+        let for_peers = accept::bind(&config.listen_peer, Role::Peer, config.socket)?;
         let mut tls = open_tls(config, |source| matches!(source, CertificateSource::Files { .. }))?;
         let disk: Arc<dyn Disk> = Arc::new(RealDisk::new());
         let identity = identity(config, &*disk)?;
@@ -129,6 +131,7 @@ impl Server {
         if tls.is_none() {
             tls = open_tls(config, |source| matches!(source, CertificateSource::SelfMade { .. }))?;
         }
+        let peer_tls = config.peer_tls.as_ref().map(PeerTls::open).transpose()?;
         let storage = Storage::open(config, disk.clone(), identity, &memory)?;
 
         let mailboxes: Vec<_> = (0..net_threads).map(|_| Mailbox::new(limits::APPLIED_BYTES_MAX)).collect();
@@ -157,11 +160,17 @@ impl Server {
             election: config.election,
             bootstrap: Bootstrap::from_recovered(&storage.recovered, founders),
             applied: progress,
-            peers: PeerOptions::none(),
+            peers: PeerOptions {
+                dialer: Arc::new(PeerDialer::new(addresses(&views), peer_tls.clone())),
+                calls: Arc::new(NoCalls),
+                version: crate::VERSION.into(),
+            },
             snapshots: Some(state_snapshots(config, &disk, cluster_id, &storage.keyspace)),
         };
         let raft = daymark_raft::start(options, Box::new(queue), fatal(&on_fatal, "raft"))
             .map_err(|error| StartError::new(error, "choose a data directory that belongs to this member"))?;
+        let strangers = Strangers::default();
+        open_to_peers(&raft, peer_tls, strangers.clone(), for_peers);
         wait_until_replayed(&raft, &views)?;
         let room = room_watch(config, &views, disk.clone(), storage.wal.clone())?;
         // Known before the first request.
@@ -186,6 +195,8 @@ impl Server {
             on_fatal: on_fatal.clone(),
         };
         let net = start_net(&parts).map_err(thread_failed)??;
+        // Set once: it was made here.
+        let _ = strangers.set(Box::new(net.taker()));
         tracing::info!("ready to serve client requests");
         listeners.open(&net);
         tracing::info!(
@@ -239,7 +250,6 @@ impl Listeners {
         let of_clients = if apart { Role::ClientGrpc } else { Role::Client };
         let mut bound = accept::bind(&config.listen_client, of_clients, config.socket)?;
         bound.extend(accept::bind(&config.listen_client_http, Role::ClientHttp, config.socket)?);
-        bound.extend(accept::bind(&config.listen_peer, Role::Peer, config.socket)?);
         bound.extend(accept::bind(&config.listen_metrics, Role::Metrics, config.socket)?);
         Ok(Self(bound))
     }
@@ -252,10 +262,8 @@ impl Listeners {
                 Role::Client => "grpc+http",
                 Role::ClientGrpc => "grpc",
                 Role::ClientHttp => "http",
-                Role::Peer => {
-                    tracing::info!(address, "serving peer traffic insecurely");
-                    continue;
-                }
+                // Opened before all others.
+                Role::Peer => continue,
                 Role::Metrics => {
                     tracing::info!(address, "serving metrics");
                     continue;
@@ -270,6 +278,28 @@ impl Listeners {
         }
         net.listen(self.0);
     }
+}
+
+/// Where members are reached, as the replicated list says.
+fn addresses(views: &Arc<Views>) -> Addresses {
+    let views = views.clone();
+    Arc::new(move |id| {
+        let members = views.members.load();
+        let member = members.iter().find(|member| member.id == id);
+        member.map(|member| member.peer_ur_ls.clone()).unwrap_or_default()
+    })
+}
+
+/// From here on other members are heard.
+fn open_to_peers(raft: &Handle, tls: Option<Arc<PeerTls>>, strangers: Strangers, bound: Vec<Bound>) {
+    for listener in &bound {
+        let address = listener.address();
+        match listener.is_secure() {
+            true => tracing::info!(address, "serving peer traffic securely"),
+            false => tracing::info!(address, "serving peer traffic insecurely"),
+        }
+    }
+    PeerDoor::new(raft.clone(), tls, strangers).listen(bound);
 }
 
 /// TLS where a listener needs it and the certificate comes from such a source. One that is made here needs the data

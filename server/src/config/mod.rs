@@ -21,7 +21,7 @@ use flags::{Given, Source};
 use gates::FeatureGates;
 pub use log::{LogLevel, LogOptions, LogOutput, LogRotation};
 use table::Handling;
-use tls::TlsOptions;
+use tls::{PeerTlsOptions, TlsOptions};
 use values::{Url, parse_bool, parse_duration, parse_signed, parse_unsigned, parse_urls};
 
 /// How one member runs.
@@ -42,6 +42,8 @@ pub struct Config {
     pub socket: SocketOptions,
     /// `None`: no certificate, and so no secure URL among those that are listened on.
     pub client_tls: Option<TlsOptions>,
+    /// The same between members.
+    pub peer_tls: Option<PeerTlsOptions>,
 
     /// Founding members: name and peer URLs, sorted by name. This member is one of them.
     pub initial_cluster: Vec<(String, Vec<Url>)>,
@@ -170,12 +172,16 @@ impl Config {
         if client_tls.is_none() && listen_metrics.iter().any(|url| url.scheme.is_secure()) {
             return Err("client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url".into());
         }
+        let listen_peer = listen_urls(given, "listen-peer-urls")?;
+        let for_peers: Vec<_> = listen_peer.iter().collect();
+        let peer_tls = tls::peer_tls(given, &for_peers, &data_dir, &mut warnings)?;
         let config = Self {
             data_dir,
             wal_dir: Some(given.text("wal-dir")).filter(|dir| !dir.is_empty()).map(PathBuf::from),
             listen_client,
             listen_client_http,
-            listen_peer: peer_urls(given)?,
+            listen_peer,
+            peer_tls,
             listen_metrics,
             client_tls,
             advertise_client: advertise_client(given, &mut warnings)?,
@@ -308,16 +314,6 @@ fn check_listeners(client: &[Url], http: &[Url]) -> Result<(), String> {
             Err(format!("cannot bind both --listen-client-urls and --listen-client-http-urls on the same url {url}"))
         }
         None => Ok(()),
-    }
-}
-
-fn peer_urls(given: &Given) -> Result<Vec<Url>, String> {
-    let urls = listen_urls(given, "listen-peer-urls")?;
-    match urls.iter().find(|url| url.scheme.is_secure()) {
-        Some(url) => Err(format!(
-            "--listen-peer-urls: {url} needs TLS between members, which this version does not serve; use http"
-        )),
-        None => Ok(urls),
     }
 }
 
@@ -521,7 +517,7 @@ mod tests {
             ("--listen-peer-urls http://host.example:1", "expected IP in URL for binding"),
             ("--listen-peer-urls http://localhost:1/x", "must not contain a path"),
             ("--listen-metrics-urls https://localhost:1", "must be provided for metrics secure url"),
-            ("--listen-peer-urls https://localhost:1", "needs TLS"),
+            ("--listen-peer-urls https://localhost:1", "must be provided for peer url"),
             ("--election-timeout 400", "at least as 5 times"),
             ("--election-timeout 60000", "is too long"),
             ("--heartbeat-interval 0", "must be greater than 0"),
@@ -541,7 +537,8 @@ mod tests {
             ("--log-level loud", "unrecognized level"),
             ("--auto-compaction-retention soon", "neither a number nor a duration"),
             ("--auto-compaction-mode revision --auto-compaction-retention -5", "neither a number nor a duration"),
-            ("--peer-cert-file x", "--peer-cert-file is not served"),
+            ("--peer-cert-file x", "must both be present or both absent"),
+            ("--peer-cert-file x --peer-key-file y", "add --peer-trusted-ca-file"),
             ("--max-request-bytes 31457281", "set at most 31457280"),
             ("--force-new-cluster", "--force-new-cluster is not served"),
         ] {

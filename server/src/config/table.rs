@@ -84,7 +84,6 @@ const BY_BYTES: &str = "the log is kept by bytes and by what members still need"
 const COMPACTION: &str = "compaction drops whole files and does not pause";
 const ONE_MEMBER: &str = "this version of Daymark runs one member";
 const NO_TRACING: &str = "traces are not sent; nothing else depends on it";
-const NO_TLS: &str = "TLS between members is not served by this version; leave it out";
 const OWN_CALL: &str = "the gateway does not connect to its own server";
 const NO_DISCOVERY: &str = "there is no discovery; name the members in --initial-cluster";
 const DISCOVERY: &str = "there is no discovery";
@@ -118,8 +117,8 @@ const MEMBER: &[Flag] = &[
     used   ("socket-reuse-port", Bool, "false", "set SO_REUSEPORT on listeners"),
     used   ("socket-reuse-address", Bool, "false", "set SO_REUSEADDR on listeners; always set here, as Go does"),
     used   ("enable-grpc-gateway", Bool, "true", "serve /v3 as JSON"),
-    taken  ("raft-read-timeout", Duration, "5s", "read limit of a connection between members", ONE_MEMBER),
-    taken  ("raft-write-timeout", Duration, "5s", "write limit of a connection between members", ONE_MEMBER),
+    taken  ("raft-read-timeout", Duration, "5s", "read limit of a connection between members", "it follows the election time-out"),
+    taken  ("raft-write-timeout", Duration, "5s", "write limit of a connection between members", "it follows the election time-out"),
     used   ("feature-gates", Gates, "", "Name=true,Other=false"),
     used   ("config-file", Text, "", "read all settings from this YAML file; other flags and the environment are ignored then"),
     used   ("version", Bool, "false", "print versions and leave"),
@@ -166,17 +165,17 @@ const SECURITY: &[Flag] = &[
     used   ("client-cert-allowed-hostname", Text, "", "allowed names in client certificates, comma list"),
     used   ("trusted-ca-file", Text, "", "CAs of client certificates, which are demanded then"),
     used   ("auto-tls", Bool, "false", "self-made certificate for clients, in <data-dir>/fixtures/client"),
-    refused("peer-cert-file", Text, "", "certificate for members", NO_TLS),
-    refused("peer-key-file", Text, "", "key for members", NO_TLS),
-    refused("peer-client-cert-auth", Bool, "false", "demand certificates of members", NO_TLS),
-    refused("peer-client-cert-file", Text, "", "certificate that the server uses towards members", NO_TLS),
-    refused("peer-client-key-file", Text, "", "key that the server uses towards members", NO_TLS),
-    refused("peer-trusted-ca-file", Text, "", "CA of members' certificates", NO_TLS),
-    refused("peer-cert-allowed-cn", Text, "", "allowed common names of members, comma list", NO_TLS),
-    refused("peer-cert-allowed-hostname", Text, "", "allowed names of members, comma list", NO_TLS),
-    refused("peer-auto-tls", Bool, "false", "self-made certificate for members", NO_TLS),
-    refused("peer-crl-file", Text, "", "revoked members' certificates", NO_TLS),
-    refused("peer-skip-client-san-verification", Bool, "false", "no check of names in members' certificates", NO_TLS),
+    used   ("peer-cert-file", Text, "", "certificate for members"),
+    used   ("peer-key-file", Text, "", "key for members"),
+    used   ("peer-client-cert-auth", Bool, "false", "demand certificates of members"),
+    used   ("peer-client-cert-file", Text, "", "certificate that the server uses towards members"),
+    used   ("peer-client-key-file", Text, "", "key that the server uses towards members"),
+    used   ("peer-trusted-ca-file", Text, "", "CA of members' certificates"),
+    used   ("peer-cert-allowed-cn", Text, "", "allowed common names of members, comma list"),
+    used   ("peer-cert-allowed-hostname", Text, "", "allowed names of members, comma list"),
+    used   ("peer-auto-tls", Bool, "false", "self-made certificate for members"),
+    used   ("peer-crl-file", Text, "", "revoked members' certificates"),
+    used   ("peer-skip-client-san-verification", Bool, "false", "no check of names in members' certificates"),
     used   ("self-signed-cert-validity", Unsigned, "1", "years of self-made certificates"),
     used   ("cipher-suites", Text, "", "suites of TLS 1.2, IANA names, comma list"),
     used   ("tls-min-version", Text, "TLS1.2", "TLS1.2 or TLS1.3"),
@@ -260,7 +259,7 @@ const OLDER: &[Flag] = &[
     taken  ("experimental-enable-lease-checkpoint-persist", Bool, "false", "old name", OLD_GATE),
     taken  ("experimental-initial-corrupt-check", Bool, "false", "old name", OLD_GATE),
     taken  ("experimental-memory-mlock", Bool, "false", "old name", "caches are bounded by --daymark-memory-budget-bytes instead"),
-    refused("experimental-peer-skip-client-san-verification", Bool, "false", "old name", NO_TLS),
+    used   ("experimental-peer-skip-client-san-verification", Bool, "false", "old name"),
     taken  ("experimental-snapshot-catch-up-entries", Unsigned, "5000", "old name", BY_BYTES),
     taken  ("experimental-snapshot-catchup-entries", Unsigned, "5000", "old name", BY_BYTES),
     taken  ("experimental-stop-grpc-service-on-defrag", Bool, "false", "old name", OLD_GATE),

@@ -25,6 +25,18 @@ pub struct TlsOptions {
     pub versions: Versions,
 }
 
+/// How connections between members are encrypted, in both roles.
+#[derive(Clone, Debug)]
+pub struct PeerTlsOptions {
+    /// What is shown to and asked of a member that connects. Without CAs nobody is asked, and nobody's certificate is
+    /// looked at (`--peer-auto-tls`).
+    pub server: TlsOptions,
+    /// Certificate and key towards members that this one connects to, if not the same.
+    pub client_certificate: Option<(PathBuf, PathBuf)>,
+    /// Whether a member may come from an address that its certificate does not name.
+    pub skip_origin_check: bool,
+}
+
 /// Where the server's own certificate comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CertificateSource {
@@ -96,7 +108,7 @@ pub fn client_tls(
     let versions = versions(given)?;
     let cipher_suites = cipher_suites(given, versions, warnings)?;
     both_or_none(given, "client-cert-file", "client-key-file")?;
-    let Some(certificate) = certificate(given, listen, data_dir, warnings)? else {
+    let Some(certificate) = certificate_of(given, &OF_CLIENTS, listen, data_dir, warnings)? else {
         return match listen.iter().find(|url| url.scheme.is_secure()) {
             Some(url) => Err(format!(
                 "TLS key/cert (--cert-file, --key-file) must be provided for client url {url} with HTTPS scheme"
@@ -144,20 +156,90 @@ pub fn client_tls(
     Ok(Some(options))
 }
 
-fn certificate(
+/// TLS between members, if there is a certificate.
+pub fn peer_tls(
     given: &Given,
     listen: &[&Url],
     data_dir: &std::path::Path,
     warnings: &mut Vec<String>,
+) -> Result<Option<PeerTlsOptions>, String> {
+    let versions = versions(given)?;
+    // Warned of once, with those of clients.
+    let cipher_suites = cipher_suites(given, versions, &mut Vec::new())?;
+    let (client_certificate, client_key) = both_or_none(given, "peer-client-cert-file", "peer-client-key-file")?;
+    let Some(certificate) = certificate_of(given, &OF_PEERS, listen, data_dir, warnings)? else {
+        return match listen.iter().find(|url| url.scheme.is_secure()) {
+            Some(url) => Err(format!(
+                "TLS key/cert (--peer-cert-file, --peer-key-file) must be provided for peer url {url} with HTTPS scheme"
+            )),
+            None => Ok(None),
+        };
+    };
+    let path = |flag| Some(given.text(flag)).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let server = TlsOptions {
+        certificate,
+        trusted_ca: path("peer-trusted-ca-file"),
+        names_are_users: false,
+        revocations: path("peer-crl-file"),
+        allowed_hostnames: list(given.text("peer-cert-allowed-hostname")),
+        allowed_common_names: list(given.text("peer-cert-allowed-cn")),
+        cipher_suites,
+        versions,
+    };
+    if server.trusted_ca.is_none() && matches!(server.certificate, CertificateSource::Files { .. }) {
+        return Err("members check each other's certificates; add --peer-trusted-ca-file, or use --peer-auto-tls \
+                    for connections that are encrypted only"
+            .into());
+    }
+    if server.trusted_ca.is_none() && truth(given, "peer-client-cert-auth") {
+        return Err("--peer-client-cert-auth needs the CAs that certificates are checked with; add \
+                    --peer-trusted-ca-file"
+            .into());
+    }
+    if !server.allowed_hostnames.is_empty() && !server.allowed_common_names.is_empty() {
+        return Err("peer allowed-cn and allowed-hostname are mutually exclusive; give one of them".into());
+    }
+    for url in listen.iter().filter(|url| !url.scheme.is_secure()) {
+        warnings.push(format!("{url} is served without TLS although members have a certificate; use https"));
+    }
+    Ok(Some(PeerTlsOptions {
+        server,
+        client_certificate: (!client_certificate.is_empty()).then(|| (client_certificate.into(), client_key.into())),
+        skip_origin_check: truth(given, "peer-skip-client-san-verification")
+            || truth(given, "experimental-peer-skip-client-san-verification"),
+    }))
+}
+
+/// The flags of a certificate, and where a self-made one is kept.
+struct CertificateFlags {
+    certificate: &'static str,
+    key: &'static str,
+    auto: &'static str,
+    directory: &'static str,
+}
+
+const OF_CLIENTS: CertificateFlags =
+    CertificateFlags { certificate: "cert-file", key: "key-file", auto: "auto-tls", directory: "client" };
+const OF_PEERS: CertificateFlags =
+    CertificateFlags { certificate: "peer-cert-file", key: "peer-key-file", auto: "peer-auto-tls", directory: "peer" };
+
+fn certificate_of(
+    given: &Given,
+    flags: &CertificateFlags,
+    listen: &[&Url],
+    data_dir: &std::path::Path,
+    warnings: &mut Vec<String>,
 ) -> Result<Option<CertificateSource>, String> {
-    let (certificate, key) = both_or_none(given, "cert-file", "key-file")?;
+    let CertificateFlags { auto, directory, .. } = flags;
+    let (certificate, key) = both_or_none(given, flags.certificate, flags.key)?;
     if !certificate.is_empty() {
-        if truth(given, "auto-tls") {
-            warnings.push("--auto-tls is ignored, since --cert-file and --key-file are given".into());
+        if truth(given, auto) {
+            let (certificate, key) = (flags.certificate, flags.key);
+            warnings.push(format!("--{auto} is ignored, since --{certificate} and --{key} are given"));
         }
         return Ok(Some(CertificateSource::Files { certificate: certificate.into(), key: key.into() }));
     }
-    if !truth(given, "auto-tls") {
+    if !truth(given, auto) {
         return Ok(None);
     }
     let validity_years = number(given, "self-signed-cert-validity")?;
@@ -167,7 +249,7 @@ fn certificate(
     let hosts = listen.iter().filter_map(|url| url.host_and_port()).map(|(host, _)| host.to_owned());
     let hosts: std::collections::BTreeSet<_> = hosts.filter(|host| !host.is_empty()).collect();
     Ok(Some(CertificateSource::SelfMade {
-        directory: data_dir.join("fixtures").join("client"),
+        directory: data_dir.join("fixtures").join(directory),
         hosts: hosts.into_iter().collect(),
         validity_years: validity_years as u32,
     }))

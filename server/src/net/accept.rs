@@ -31,7 +31,7 @@ pub enum Role {
     ClientHttp,
     /// Metrics and health.
     Metrics,
-    /// Only the version, until there are other members to talk to.
+    /// Other members; of HTTP the version only.
     Peer,
 }
 
@@ -59,22 +59,22 @@ pub(crate) enum Security {
 /// An open listener that does not accept yet.
 #[derive(Debug)]
 pub struct Bound {
-    socket: BoundSocket,
+    pub(super) socket: BoundSocket,
     role: Role,
-    security: Security,
+    pub(super) security: Security,
     /// `host:port` or the name of the socket, as configured.
-    address: String,
+    pub(super) address: String,
 }
 
 #[derive(Debug)]
-enum BoundSocket {
+pub(super) enum BoundSocket {
     Tcp(std::net::TcpListener),
     Unix(StdUnixListener, SocketFile),
 }
 
 /// The file of a unix socket, removed when nobody listens on it any more.
 #[derive(Debug)]
-struct SocketFile(PathBuf);
+pub(super) struct SocketFile(PathBuf);
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
@@ -218,11 +218,11 @@ fn bind_unix(path: &Path) -> io::Result<StdUnixListener> {
 }
 
 /// A connection on its way to the thread that will own it.
-pub(crate) struct Accepted {
-    pub socket: AcceptedSocket,
-    pub peer: Option<SocketAddr>,
-    pub role: Role,
-    pub security: Security,
+pub struct Accepted {
+    pub(crate) socket: AcceptedSocket,
+    pub(crate) peer: Option<SocketAddr>,
+    pub(crate) role: Role,
+    pub(crate) security: Security,
 }
 
 pub(crate) enum AcceptedSocket {
@@ -295,7 +295,7 @@ async fn accept_all(
 }
 
 /// Gives a connection to the thread that has fewest, or drops it when there are too many.
-fn hand_out(accepted: Accepted, jobs: &[mpsc::Sender<Job>], metrics: &Metrics) {
+pub(super) fn hand_out(accepted: Accepted, jobs: &[mpsc::Sender<Job>], metrics: &Metrics) {
     let counts = (0..jobs.len()).map(|thread| metrics.net(thread).connections.load(Ordering::Relaxed));
     let counts: Vec<u64> = counts.collect();
     let remote = accepted.peer.map(|peer| peer.to_string()).unwrap_or_default();

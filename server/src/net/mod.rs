@@ -19,6 +19,8 @@ mod http;
 mod http2;
 mod io;
 mod newcomers;
+mod peer_tls;
+pub mod peers;
 mod pings;
 mod reflection;
 mod self_made;
@@ -40,6 +42,7 @@ use crate::limits;
 use crate::metrics::{Metrics, NetCounters};
 use crate::request::{Context, Reply, Request, RequestStream, Sink, StreamRequest};
 use accept::{Accepted, Bound};
+pub use peer_tls::PeerTls;
 
 /// What a net thread needs of the services. One on each net thread, not shared between threads.
 pub trait FrontDoor: 'static {
@@ -143,6 +146,7 @@ pub struct NetThreads {
     jobs: Vec<mpsc::Sender<Job>>,
     stop: watch::Sender<bool>,
     threads: Vec<JoinHandle<()>>,
+    metrics: Arc<Metrics>,
 }
 
 impl NetThreads {
@@ -194,7 +198,7 @@ impl NetThreads {
             };
             threads.push(std::thread::Builder::new().name(format!("net-{number}")).spawn(body)?);
         }
-        Ok(Self { jobs, stop, threads })
+        Ok(Self { jobs, stop, threads, metrics })
     }
 
     /// Begins to accept connections.
@@ -203,6 +207,12 @@ impl NetThreads {
             // The queue of thread 0 is empty before the first listener; a thread that has gone is noticed at the stop.
             let _ = self.jobs[0].blocking_send(Job::Listen(listener));
         }
+    }
+
+    /// Takes single connections that somebody else has accepted.
+    pub fn taker(&self) -> impl Fn(Accepted) + Send + Sync + use<> {
+        let (jobs, metrics) = (self.jobs.clone(), self.metrics.clone());
+        move |accepted| accept::hand_out(accepted, &jobs, &metrics)
     }
 
     /// Stops accepting, lets calls under way end within the grace, ends the threads. Returns false if one panicked.

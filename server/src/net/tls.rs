@@ -44,6 +44,15 @@ impl TlsError {
         Self { cause: cause.into(), remedy }
     }
 
+    /// With the names of the flags for members instead of those for clients.
+    pub(super) fn of_peers(self) -> Self {
+        let cause = match self.cause.strip_prefix("--client-") {
+            Some(rest) => format!("--peer-{rest}"),
+            None => self.cause.replacen("--", "--peer-", usize::from(self.cause.starts_with("--"))),
+        };
+        Self { cause, ..self }
+    }
+
     pub(super) fn file(flag: &str, path: &Path, error: impl fmt::Display) -> Self {
         let cause = format!("--{flag} {}: {error}", path.display());
         Self::new(cause, "correct the file or the flag; files are PEM and readable for this user")
@@ -59,8 +68,8 @@ impl fmt::Display for TlsError {
 impl std::error::Error for TlsError {}
 
 /// The files that make up TLS; each is read with the flag's name for errors.
-#[derive(Debug)]
-struct Files {
+#[derive(Clone, Debug)]
+pub(super) struct Files {
     certificate: PathBuf,
     key: PathBuf,
     trusted_ca: Option<PathBuf>,
@@ -69,7 +78,14 @@ struct Files {
 
 /// What tells one state of a file from another without reading it: device, inode, size, and when content and inode
 /// changed. `None` while there is no such file.
-type Mark = Option<[i64; 7]>;
+pub(super) type Mark = Option<[i64; 7]>;
+
+pub(super) fn mark(path: &Path) -> Mark {
+    let file = fs::metadata(path).ok()?;
+    let (device, inode) = (file.dev().cast_signed(), file.ino().cast_signed());
+    let (size, changed) = (file.size().cast_signed(), [file.mtime(), file.mtime_nsec()]);
+    Some([device, inode, size, changed[0], changed[1], file.ctime(), file.ctime_nsec()])
+}
 
 impl Tls {
     /// Reads everything once and starts the thread that looks for changes. Makes a certificate where one was asked for.
@@ -142,7 +158,7 @@ impl Watcher {
 }
 
 impl Files {
-    fn of(options: &TlsOptions) -> Result<Self, TlsError> {
+    pub(super) fn of(options: &TlsOptions) -> Result<Self, TlsError> {
         let (certificate, key) = match &options.certificate {
             CertificateSource::Files { certificate, key } => (certificate.clone(), key.clone()),
             CertificateSource::SelfMade { directory, hosts, validity_years } => {
@@ -153,18 +169,17 @@ impl Files {
         Ok(Self { certificate, key, trusted_ca, revocations })
     }
 
-    fn marks(&self) -> [Mark; 4] {
-        let mark = |path: &Path| {
-            let file = fs::metadata(path).ok()?;
-            let (device, inode) = (file.dev().cast_signed(), file.ino().cast_signed());
-            let (size, changed) = (file.size().cast_signed(), [file.mtime(), file.mtime_nsec()]);
-            Some([device, inode, size, changed[0], changed[1], file.ctime(), file.ctime_nsec()])
-        };
+    /// Certificate and key.
+    pub(super) fn own(&self) -> (PathBuf, PathBuf) {
+        (self.certificate.clone(), self.key.clone())
+    }
+
+    pub(super) fn marks(&self) -> [Mark; 4] {
         let optional = |path: &Option<PathBuf>| path.as_deref().and_then(mark);
         [mark(&self.certificate), mark(&self.key), optional(&self.trusted_ca), optional(&self.revocations)]
     }
 
-    fn load(&self, options: &TlsOptions) -> Result<ServerConfig, TlsError> {
+    pub(super) fn load(&self, options: &TlsOptions) -> Result<ServerConfig, TlsError> {
         let chain = certificates("cert-file", &self.certificate)?;
         let key = PrivateKeyDer::from_pem_file(&self.key);
         let key = key.map_err(|error| TlsError::file("key-file", &self.key, error))?;
@@ -216,7 +231,7 @@ pub(super) fn certificates(flag: &str, path: &Path) -> Result<Vec<CertificateDer
     if all.is_empty() { Err(refused(&"there is no certificate in it")) } else { Ok(all) }
 }
 
-fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
+pub(super) fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates("trusted-ca-file", path)? {
         roots.add(certificate).map_err(|error| TlsError::file("trusted-ca-file", path, error))?;
@@ -224,13 +239,13 @@ fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
-fn versions(versions: Versions) -> Vec<&'static rustls::SupportedProtocolVersion> {
+pub(super) fn versions(versions: Versions) -> Vec<&'static rustls::SupportedProtocolVersion> {
     let tls12 = versions.tls12.then_some(&rustls::version::TLS12);
     versions.tls13.then_some(&rustls::version::TLS13).into_iter().chain(tls12).collect()
 }
 
 /// Ring's algorithms, with those suites of TLS 1.2 that were asked for.
-fn provider(options: &TlsOptions) -> CryptoProvider {
+pub(super) fn provider(options: &TlsOptions) -> CryptoProvider {
     let mut provider = rustls::crypto::ring::default_provider();
     let wanted = |suite: &SupportedCipherSuite| match suite {
         SupportedCipherSuite::Tls13(_) => true,
