@@ -61,6 +61,7 @@ fn main() {
         keepalive_min_time: Duration::from_secs(5),
     };
     let options = NetOptions {
+        answers: Arc::default(),
         threads,
         transport,
         warning_unary_request: Duration::from_secs(60),

@@ -41,6 +41,10 @@ macro_rules! errors {
             ResponseTooLarge(usize, usize),
             /// The message is larger than the receive limit once it is decompressed: limit.
             InflatedTooLarge(usize),
+            /// One answer needs more memory than one may take; holds the bound.
+            AnswerTooLarge(usize),
+            /// All answers under way need more memory than there is for them; holds the bound.
+            AnswersTooLarge(usize),
             /// Compressed with something that is not supported; holds its name.
             Compression(String),
             /// A file that the member does not need could not be written or read; holds the facts.
@@ -62,9 +66,11 @@ macro_rules! errors {
                     Self::UnknownMethod(_) | Self::Compression(_) => Code::Unimplemented,
                     Self::Inner(_) | Self::File(_) => Code::Unknown,
                     Self::Malformed(_) | Self::Protocol(_) | Self::Internal(_) => Code::Internal,
-                    Self::MessageTooLarge(..) | Self::InflatedTooLarge(_) | Self::ResponseTooLarge(..) => {
-                        Code::ResourceExhausted
-                    },
+                    Self::MessageTooLarge(..)
+                    | Self::InflatedTooLarge(_)
+                    | Self::ResponseTooLarge(..)
+                    | Self::AnswerTooLarge(_)
+                    | Self::AnswersTooLarge(_) => Code::ResourceExhausted,
                 }
             }
 
@@ -86,6 +92,16 @@ macro_rules! errors {
                     Self::Compression(name) => {
                         format!("grpc: Decompressor is not installed for grpc-encoding \"{name}\"").into()
                     }
+                    Self::AnswerTooLarge(limit) => format!(
+                        "daymark: the answer needs more than {limit} bytes of memory: ask for less, with a limit or with \
+                         RangeStream"
+                    )
+                    .into(),
+                    Self::AnswersTooLarge(limit) => format!(
+                        "daymark: the answers under way need more than {limit} bytes of memory: try again later, or ask \
+                         for less"
+                    )
+                    .into(),
                     Self::Inner(error) => error.text(),
                     Self::File(what) | Self::Protocol(what) | Self::Internal(what) => what.clone().into(),
                 }
@@ -109,6 +125,8 @@ errors! {
     RequestTooLarge, InvalidArgument, "etcdserver: request is too large";
     /// On the wire `Unknown`, although the client library's table says `ResourceExhausted`.
     TooManyRequests, Unknown, "etcdserver: too many requests";
+    /// Ours: etcd has no bound.
+    TooManyWatchers, ResourceExhausted, "daymark: too many watchers: cancel some, or spread them over connections and members";
     Corrupt, DataLoss, "etcdserver: corrupt cluster";
     LeaseNotFound, NotFound, "etcdserver: requested lease not found";
     LeaseExists, FailedPrecondition, "etcdserver: lease already exists";

@@ -3,6 +3,7 @@
 //! Reading order: [`request`] (the boundary to transports), [`services`] (the front door), [`command`] (what is
 //! replicated), [`apply`] and [`state`] (what it does), [`views`] and [`mailbox`] (how the result gets back), [`watch`].
 
+pub mod budget;
 pub mod command;
 pub mod config;
 pub mod error;

@@ -140,6 +140,24 @@ pub const LEASE_CHANGES_MAX: usize = 65_536;
 /// Bytes of pairs that a Range reads on the net thread; longer ones go to the pool.
 pub const RANGE_INLINE_BYTES_MAX: usize = 32 << 10;
 
+/// Bytes of pairs in the answer of a transaction that writes, previous pairs included: apply builds it while everything
+/// else waits. The same on every member, whatever its size, and part of what commands mean (docs/formats/commands.md).
+pub const TXN_ANSWER_BYTES_MAX: usize = 64 << 20;
+/// What a pair takes in memory beside its bytes, while an answer is built.
+pub const PAIR_OVERHEAD_BYTES: usize = 256;
+/// Encoded answers above it are handed to their connections no faster than the other end reads them.
+pub const ANSWER_BYTES_INLINE: usize = 256 << 10;
+/// Least and most memory for answers to reads, of all requests under way.
+pub const ANSWERS_BYTES_MIN: usize = 256 << 20;
+pub const ANSWERS_BYTES_MAX: usize = 16 << 30;
+
+/// Memory for answers to reads: for all, and for one of them. Half of the machine, within bounds: a list of some hundred
+/// megabytes is served wherever there is memory for it, and no number of them takes more.
+pub fn answer_budget(machine_bytes: u64) -> (usize, usize) {
+    let all = usize::try_from(machine_bytes / 2).unwrap_or(usize::MAX).clamp(ANSWERS_BYTES_MIN, ANSWERS_BYTES_MAX);
+    (all, all / 2)
+}
+
 /// What such a Range reads at once, before it looks whether its caller is still there.
 pub const RANGE_PIECE_BYTES: usize = 256 << 10;
 /// Pairs in the first piece of a RangeStream, as in etcd: it is read on the net thread and soon there.
@@ -272,6 +290,14 @@ pub const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How often a net thread looks whether its streams still have a leader, and shows what is watched.
 pub const STREAM_CHECK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// What the watchers of one stream may take: each `WATCHER_BYTES` and the bytes of its key and end, so that it is some
+/// 800,000 with usual keys. One more is refused.
+pub const WATCHERS_OF_STREAM_BYTES_MAX: usize = 256 << 20;
+/// The same for all streams of one net thread.
+pub const WATCHERS_OF_THREAD_BYTES_MAX: usize = 1 << 30;
+/// What a watcher takes beside its key and end, with its places in the tables.
+pub const WATCHER_BYTES: usize = 256;
 
 /// Distance of progress bookmarks, unless set.
 pub const WATCH_PROGRESS_INTERVAL: Duration = Duration::from_secs(600);

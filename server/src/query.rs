@@ -10,12 +10,30 @@ use daymark_api::etcdserverpb::range_request::{SortOrder, SortTarget};
 use daymark_api::etcdserverpb::request_op::Request as Op;
 use daymark_api::mvccpb;
 
+use crate::error::Error;
+use crate::limits;
+
 /// What a query is answered from.
 pub trait View {
     /// The pair of `key`.
     fn get(&mut self, key: &[u8]) -> Result<Option<KeyValue>, ReadError>;
     /// The pairs of `range`.
     fn range(&mut self, range: &KeyRange, options: &RangeOptions) -> Result<RangeResult, ReadError>;
+    /// The number of keys in `range`.
+    fn count(&mut self, range: &KeyRange) -> Result<i64, ReadError> {
+        let options = RangeOptions { count_only: true, ..RangeOptions::default() };
+        Ok(self.range(range, &options)?.count)
+    }
+}
+
+/// Who pays for an answer while it is built.
+pub trait Meter {
+    /// One pair more, of so many encoded bytes; an error ends the read.
+    fn charge(&mut self, bytes: usize) -> Result<(), Error>;
+    /// A pair that was charged for is not needed after all.
+    fn give_back(&mut self, bytes: usize);
+    /// Between two pieces: an error ends the read.
+    fn check(&self) -> Result<(), Error>;
 }
 
 impl View for ReadTxn {
@@ -128,6 +146,35 @@ impl Plan {
             && within(kv.create_revision, options.min_create, options.max_create)
     }
 
+    /// What is read at once when `found` pairs have been. Filters are applied to pieces, not by the keyspace: a piece in
+    /// which nothing passes them must end, too.
+    fn piece(&self, found: usize) -> RangeOptions {
+        let limit = self.options.limit;
+        RangeOptions {
+            // One more than is wanted tells whether there is more.
+            limit: if limit == 0 || self.has_filters() { 0 } else { (limit - found).saturating_add(1) },
+            keys_only: self.options.keys_only,
+            descending: self.options.descending,
+            bytes_max: limits::RANGE_PIECE_BYTES,
+            without_count: true,
+            ..RangeOptions::default()
+        }
+    }
+
+    /// Of pairs that are sorted with a limit, drops those that cannot be among the first, now and then. One more than the
+    /// limit stays, to tell that there is more.
+    fn keep_first(&self, kvs: &mut Vec<KeyValue>, meter: &mut impl Meter) {
+        let Some((target, descending)) = self.sort else { return };
+        let keep = self.sorted_limit.saturating_add(1);
+        if self.sorted_limit == 0 || self.options.limit != 0 || kvs.len() < keep.saturating_mul(2).max(SORTED_AT_LEAST)
+        {
+            return;
+        }
+        // Stable, so that of equal pairs the first in key order stay, as if all had been sorted at once.
+        sort(kvs, target, descending);
+        kvs.drain(keep..).for_each(|kv| meter.give_back(encoded_len(&kv)));
+    }
+
     fn pair(&self, kv: KeyValue) -> mvccpb::KeyValue {
         let mut kv = pair(kv);
         if self.blank_values {
@@ -143,6 +190,47 @@ impl Plan {
     pub fn has_filters(&self) -> bool {
         let options = &self.options;
         [options.min_mod, options.max_mod, options.min_create, options.max_create].iter().any(|bound| *bound != 0)
+    }
+}
+
+/// The answer to `plan` about `range` but for its header, read in pieces: so that a range which is too long for its meter
+/// is not read to the end, and what is sorted by something else than the key keeps no more than is asked for.
+pub fn range_in_pieces(
+    view: &mut impl View,
+    mut range: KeyRange,
+    plan: &Plan,
+    meter: &mut impl Meter,
+) -> Result<pb::RangeResponse, Error> {
+    let mut found = RangeResult::default();
+    if plan.options.count_only {
+        found.count = view.count(&range)?;
+        meter.check()?;
+        return Ok(plan.finish(found));
+    }
+    loop {
+        meter.check()?;
+        let piece = view.range(&range, &plan.piece(found.kvs.len()))?;
+        let next = piece.kvs.last().filter(|_| piece.more).map(|last| last.key.clone());
+        found.count += piece.kvs.len() as i64;
+        for kv in piece.kvs.into_iter().filter(|kv| plan.admits(kv)) {
+            found.more |= plan.options.limit > 0 && found.kvs.len() == plan.options.limit;
+            if found.more {
+                break;
+            }
+            meter.charge(encoded_len(&kv))?;
+            found.kvs.push(kv);
+        }
+        plan.keep_first(&mut found.kvs, meter);
+        let Some(next) = next else { return Ok(plan.finish(found)) };
+        match plan.options.descending {
+            false => range.start = successor(&next),
+            true => range.end = RangeEnd::Before(next),
+        }
+        if found.more {
+            found.count += view.count(&range)?;
+            meter.check()?;
+            return Ok(plan.finish(found));
+        }
     }
 }
 
@@ -282,6 +370,9 @@ fn holds_for(compare: &pb::Compare, kv: &KeyValue) -> bool {
         Err(_) => true,
     }
 }
+
+/// Pairs below which it is not worth while to drop some.
+const SORTED_AT_LEAST: usize = 1024;
 
 /// Stable, so that every member answers the same where etcd leaves the order open.
 fn sort(kvs: &mut [KeyValue], target: SortTarget, descending: bool) {

@@ -29,6 +29,7 @@ use sha1::{Digest, Sha1};
 use crate::apply::{self, Applier};
 use crate::auth::password::PasswordPool;
 use crate::auth::token::Tokens;
+use crate::budget::Budget;
 use crate::command::MemberAttributes;
 use crate::config::Config;
 use crate::config::gates::{FeatureGates, Gate};
@@ -472,8 +473,12 @@ fn net_threads(config: &Config) -> usize {
 }
 
 fn memory_budget(config: &Config) -> u64 {
+    limits::memory_budget(config.memory_budget_bytes, machine_bytes())
+}
+
+fn machine_bytes() -> u64 {
     let machine = rustix::system::sysinfo();
-    limits::memory_budget(config.memory_budget_bytes, machine.totalram as u64 * u64::from(machine.mem_unit))
+    machine.totalram as u64 * u64::from(machine.mem_unit)
 }
 
 fn fatal(on_fatal: &OnFatal, part: &'static str) -> Box<dyn FnOnce(String) + Send> {
@@ -572,7 +577,10 @@ fn start_net(parts: &Parts<'_>) -> std::io::Result<Result<NetThreads, StartError
     };
     let checkpoints = config.gates.open(Gate::LeaseCheckpoint).then_some(limits::LEASE_CHECKPOINT_INTERVAL);
     let lessor = lessor::Lessor::with_checkpoints((*views).clone(), config.election, checkpoints);
+    let (answers_max, answer_max) = limits::answer_budget(machine_bytes());
+    let answers = Budget::new(answers_max, answer_max);
     let member = Arc::new(Member {
+        answers: answers.clone(),
         views: (*views).clone(),
         raft: (*raft).clone(),
         lessor,
@@ -601,6 +609,7 @@ fn start_net(parts: &Parts<'_>) -> std::io::Result<Result<NetThreads, StartError
         progress_interval: config.watch_progress_interval,
     };
     let options = NetOptions {
+        answers,
         threads: net_threads,
         transport: config.transport,
         warning_unary_request: config.warning_unary_request,

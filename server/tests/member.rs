@@ -12,6 +12,7 @@ use std::time::Duration;
 use daymark_raft::{AppliedProgress, Bootstrap, MemberInfo, PeerOptions, RaftOptions};
 use daymark_server::apply::{self, Applier};
 use daymark_server::auth::password::PasswordPool;
+use daymark_server::budget::Budget;
 use daymark_server::command::MemberAttributes;
 use daymark_server::error::Error;
 use daymark_server::mailbox::Mailbox;
@@ -58,7 +59,16 @@ impl TestMember {
         Self::start(SimDisk::new(1), MemBackend::new(), settings)
     }
 
+    /// As [`TestMember::new`], with so much memory for answers to reads.
+    pub fn with_answers(answers: Arc<Budget>) -> Self {
+        Self::start_with(SimDisk::new(1), MemBackend::new(), Settings::default(), answers)
+    }
+
     fn start(disk: SimDisk, backend: Arc<MemBackend>, settings: Settings) -> Self {
+        Self::start_with(disk, backend, settings, Arc::default())
+    }
+
+    fn start_with(disk: SimDisk, backend: Arc<MemBackend>, settings: Settings, answers: Arc<Budget>) -> Self {
         let (fatal_out, fatal) = mpsc::channel();
         let on_fatal = || {
             let out = fatal_out.clone();
@@ -104,6 +114,7 @@ impl TestMember {
                 lessor,
                 passwords,
                 settings,
+                answers,
                 reclaim: Default::default(),
                 exports: Default::default(),
                 snapshots,

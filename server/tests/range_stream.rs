@@ -6,6 +6,7 @@ use std::task::Waker;
 
 use bytes::Bytes;
 use daymark_api::etcdserverpb as pb;
+use daymark_server::budget::Budget;
 use daymark_server::error::{Code, Error};
 use daymark_server::limits;
 use daymark_server::request::{Context, Reply, Request, Sink, StreamRequest, Taken};
@@ -173,6 +174,109 @@ fn a_caller_that_does_not_read_is_not_read_for() {
         let most = limits::STREAM_QUEUE_BYTES_MAX + limits::RANGE_PIECE_BYTES + (64 << 10);
         assert!(queued > 0 && queued <= most, "{queued} of {} bytes", KEYS * 5200);
         assert!(next(&sink).await.is_ok_and(|piece| piece.is_some()), "it goes on once there is room");
+    });
+    member.stop();
+}
+
+/// Longer than what is kept while a sorted answer is built: the limit picks from all of it.
+#[test]
+fn a_sorted_range_with_a_limit_is_the_beginning_of_the_whole_one() {
+    let member = TestMember::new();
+    member.wait(async |door| {
+        const MANY: usize = 5000;
+        let puts = (0..MANY).map(|n| {
+            // Neither keys nor values come in the order of revisions; many values are the same.
+            let key = format!("s{:04}", n * 2477 % MANY).into();
+            let put = pb::PutRequest { key, value: format!("{:02}", n * 31 % 97).into(), ..Default::default() };
+            call(&door, Request::Put(put))
+        });
+        join_all(puts).await;
+        for (sort_order, sort_target) in [(1, 3), (2, 3), (1, 4), (2, 4), (2, 2), (1, 1)] {
+            let sorted = pb::RangeRequest {
+                key: "s".into(),
+                range_end: "t".into(),
+                sort_order,
+                sort_target,
+                min_mod_revision: 9,
+                ..Default::default()
+            };
+            let Reply::Range(whole) = call(&door, Request::Range(sorted.clone())).await else { panic!("a range") };
+            assert_eq!((whole.kvs.len(), whole.count), (MANY - 7, MANY as i64));
+            for limit in [1, 7, 600, 4000, MANY as i64] {
+                let request = Request::Range(pb::RangeRequest { limit, ..sorted.clone() });
+                let Reply::Range(part) = call(&door, request).await else { panic!("a range") };
+                let some = whole.kvs.len().min(limit as usize);
+                assert_eq!(part.kvs, whole.kvs[..some], "{sort_order} {sort_target} {limit}");
+                assert_eq!((part.more, part.count), (some < whole.kvs.len(), MANY as i64));
+            }
+        }
+    });
+    member.stop();
+}
+
+/// Apply builds these answers while everything else waits.
+#[test]
+fn a_transaction_that_writes_answers_within_bounds_or_does_nothing() {
+    let member = TestMember::new();
+    member.wait(async |door| {
+        let value = vec![b'v'; 1 << 20];
+        for n in 0..70 {
+            let put =
+                pb::PutRequest { key: format!("k{n:02}").into(), value: value.clone().into(), ..Default::default() };
+            call(&door, Request::Put(put)).await;
+        }
+        let before = door.views().keyspace.current_revision();
+        let op = |request| pb::RequestOp { request: Some(request) };
+        let put = pb::PutRequest { key: "other".into(), ..Default::default() };
+        let put = op(pb::request_op::Request::RequestPut(put));
+        let range = |limit| op(pb::request_op::Request::RequestRange(pb::RangeRequest { limit, ..all() }));
+        let delete = pb::DeleteRangeRequest { key: "k".into(), range_end: "l".into(), prev_kv: true };
+        let refused = [
+            Request::Txn(pb::TxnRequest { success: vec![put.clone(), range(0)], ..Default::default() }),
+            Request::Txn(pb::TxnRequest { success: vec![put.clone(), range(40), range(40)], ..Default::default() }),
+            Request::DeleteRange(delete.clone()),
+        ];
+        for request in refused {
+            let error = door.call(&Context::default(), request).await.expect_err("too large");
+            assert_eq!(error, Error::AnswerTooLarge(limits::TXN_ANSWER_BYTES_MAX));
+            assert_eq!(door.views().keyspace.current_revision(), before);
+        }
+        call(&door, Request::Txn(pb::TxnRequest { success: vec![put, range(60)], ..Default::default() })).await;
+        let delete = pb::DeleteRangeRequest { prev_kv: false, ..delete };
+        let Reply::DeleteRange(deleted) = call(&door, Request::DeleteRange(delete)).await else { panic!("a delete") };
+        assert_eq!(deleted.deleted, 70);
+    });
+    member.stop();
+}
+
+/// One answer may take so much, and all of them together; who is refused is told what to do, and others go on.
+#[test]
+fn answers_are_bounded_in_memory_each_and_together() {
+    let budget = Budget::new(6 << 20, 5 << 20);
+    let member = TestMember::with_answers(budget.clone());
+    member.wait(async |door| {
+        fill(&door).await;
+        let ask = async |request: Request| door.call(&Context::default(), request).await;
+        let range = |limit| pb::RangeRequest { limit, ..all() };
+        // Two megabytes of pairs count as a bit more than four: as they are read, and as they are sent.
+        assert!(ask(Request::Range(all())).await.is_ok());
+        assert_eq!(budget.used(), 0);
+        // A transaction answers all of its ranges at once.
+        let op = |request| pb::RequestOp { request: Some(pb::request_op::Request::RequestRange(request)) };
+        let txn = pb::TxnRequest { success: vec![op(range(0)), op(range(0))], ..Default::default() };
+        let error = ask(Request::Txn(txn)).await.expect_err("it needs too much");
+        assert_eq!((&error, error.code()), (&Error::AnswerTooLarge(5 << 20), Code::ResourceExhausted));
+        assert!(error.text().contains("ask for less, with a limit or with RangeStream"), "{}", error.text());
+        assert_eq!(budget.used(), 0, "what was taken is given back");
+        let mut held = budget.share();
+        held.grow(4 << 20).expect("nothing else is taken");
+        let error = ask(Request::Range(all())).await.expect_err("the others take it");
+        assert_eq!(error, Error::AnswersTooLarge(6 << 20));
+        assert!(ask(Request::Range(range(20))).await.is_ok(), "there is room for less");
+        let keys = pb::RangeRequest { keys_only: true, ..all() };
+        assert!(ask(Request::Range(keys)).await.is_ok());
+        drop(held);
+        assert!(ask(Request::Range(all())).await.is_ok());
     });
     member.stop();
 }

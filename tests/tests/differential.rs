@@ -209,6 +209,10 @@ const NOT_ASKED: &[(&str, &str)] = &[
         "daymark: the disk has not enough room to make a snapshot: free some, or back up with less history after a compaction",
         "needs a full disk: server/tests",
     ),
+    (
+        "daymark: too many watchers: cancel some, or spread them over connections and members",
+        "Daymark's own: etcd has no bound; server/src/watch/tests",
+    ),
     ("context canceled", "told to a client that has cancelled, which reads no more"),
 ];
 

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{self, Poll};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use tokio::time::Sleep;
 
 use super::frames::{self, PREFIX_BYTES};
 use super::{FrontDoor, Thread, reflection};
+use crate::budget::Budget;
 use crate::error::{Code, Error};
 use crate::limits;
 use crate::request::{Context, MessageParts, Reply, Request, RequestStream, Sink, StreamRequest, Taken};
@@ -90,6 +92,11 @@ impl<D: FrontDoor> Call<D> {
             only_reads: false,
             waits: false,
         }
+    }
+
+    /// What counts answers that wait to be sent.
+    pub fn answers(&self) -> &Arc<Budget> {
+        &self.thread.options.answers
     }
 
     fn count_end(&mut self, code: u8) {

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{self, Poll};
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use super::dispatch::{Call, MessageStream, Serving, Status};
 use super::frames::{self, MessageReader, PREFIX_BYTES};
 use super::pings::OpenCall;
 use super::{FrontDoor, Thread};
+use crate::budget::Budget;
 use crate::error::{Code, Error};
 use crate::limits;
 use crate::request::{Context, Taken};
@@ -196,6 +198,10 @@ fn unary<D: FrontDoor>(
         let result = call.unary(body.only_message(), |cx| respond.poll_reset(cx).is_ready()).await;
         match result {
             Ok(message) if is_gzip => send_message(&mut respond, frames::compressed(&message), true),
+            Ok(message) if message.len() > limits::ANSWER_BYTES_INLINE => {
+                // Boxed: what is rare must not make the task of every call larger.
+                Box::pin(send_large(&mut respond, message, call.answers())).await;
+            }
             Ok(message) => send_message(&mut respond, message, false),
             Err(status) => send_status(&mut respond, &status),
         }
@@ -358,6 +364,38 @@ fn send_message(respond: &mut SendResponse<Bytes>, message: Bytes, is_gzip: bool
     if stream.send_data(message, false).is_ok() {
         let _ = stream.send_trailers(trailers(&Status::OK));
     }
+}
+
+/// As [`send_message`], but no faster than the other end reads: what h2 was given would be in memory once more, and would
+/// not count. Returns early when the other end has gone.
+async fn send_large(respond: &mut SendResponse<Bytes>, mut message: Bytes, answers: &Arc<Budget>) {
+    let mut share = answers.share();
+    share.note(message.len());
+    let Ok(mut stream) = respond.send_response(response_head(), false) else { return };
+    while !message.is_empty() {
+        stream.reserve_capacity(message.len().min(limits::ANSWER_BYTES_INLINE));
+        let has_room = poll_fn(|cx| {
+            if stream.poll_reset(cx).is_ready() {
+                return Poll::Ready(false);
+            }
+            while stream.capacity() == 0 {
+                match stream.poll_capacity(cx) {
+                    Poll::Ready(Some(Ok(_))) => {}
+                    Poll::Ready(_) => return Poll::Ready(false),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            Poll::Ready(true)
+        });
+        if !has_room.await {
+            return;
+        }
+        let piece = message.split_to(stream.capacity().min(message.len()));
+        if stream.send_data(piece, false).is_err() {
+            return;
+        }
+    }
+    let _ = stream.send_trailers(trailers(&Status::OK));
 }
 
 /// A status alone, in one frame of headers.

@@ -36,6 +36,7 @@ use daymark_api::etcdserverpb as pb;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::LocalSet;
 
+use crate::budget::Budget;
 use crate::config::TransportOptions;
 use crate::error::Error;
 use crate::limits;
@@ -102,6 +103,8 @@ pub struct RaftCondition {
 /// How net threads serve; fixed for the life of the member.
 #[derive(Clone, Debug)]
 pub struct NetOptions {
+    /// Counts answers that wait to be sent.
+    pub answers: Arc<Budget>,
     pub threads: usize,
     pub transport: TransportOptions,
     /// Unary requests that take longer are logged.

@@ -220,6 +220,7 @@ impl Server {
     ) -> Self {
         let seen = Arc::new(Seen::default());
         let options = NetOptions {
+            answers: Arc::default(),
             threads: 2,
             transport,
             warning_unary_request: Duration::from_secs(3600),

@@ -8,7 +8,9 @@ use daymark_api::etcdserverpb as pb;
 use daymark_api::etcdserverpb::request_op::Request as Op;
 use daymark_api::etcdserverpb::response_op::Response;
 
+use super::pool::Caller;
 use super::{Door, header, scan};
+use crate::budget::Share;
 use crate::command::{Identity, Kind};
 use crate::error::Error;
 use crate::limits;
@@ -66,7 +68,8 @@ impl Door {
         // Who lists goes on to watch from the header's revision + 1: a header newer than the data would hide what
         // happened between. So it is taken first, and what is read is as of then.
         let (view, current) = self.view_at(request.revision)?;
-        let mut response = self.read_range(view, request, self.response_bytes_max()).await?;
+        let mut share = self.member().answers.share();
+        let mut response = self.read_range(view, request, self.response_bytes_max(), &mut share).await?;
         response.header = header(current);
         Ok(response)
     }
@@ -100,7 +103,7 @@ impl Door {
     async fn read_txn(&self, request: &pb::TxnRequest) -> Result<pb::TxnResponse, Error> {
         let mut now = self.keyspace().read(0)?;
         let (revision, compact_revision) = (now.revision(), self.keyspace().compact_revision());
-        let succeeded = query::all_hold(&mut now, &request.compare)?;
+        let succeeded = self.all_hold(&mut now, &request.compare).await?;
         let ops = if succeeded { &request.success } else { &request.failure };
         let ranges = || {
             ops.iter().filter_map(|op| if let Some(Op::RequestRange(range)) = &op.request { Some(range) } else { None })
@@ -109,10 +112,10 @@ impl Door {
             query::check_revision_in_txn(range.revision, revision, compact_revision)?;
         }
         let mut responses = Vec::with_capacity(ops.len());
-        let mut bytes_left = self.response_bytes_max();
+        let (mut bytes_left, mut share) = (self.response_bytes_max(), self.member().answers.share());
         for range in ranges() {
             let view = if range.revision <= 0 { now.clone() } else { self.keyspace().read(range.revision)? };
-            let mut response = self.read_range(view, range, bytes_left).await?;
+            let mut response = self.read_range(view, range, bytes_left, &mut share).await?;
             let bytes = response.encoded_len();
             bytes_left = bytes_left.checked_sub(bytes).ok_or(Error::ResponseTooLarge(bytes, bytes_left))?;
             response.header = header(revision);
@@ -132,6 +135,7 @@ impl Door {
         mut view: ReadTxn,
         request: &pb::RangeRequest,
         bytes_max: usize,
+        share: &mut Share,
     ) -> Result<pb::RangeResponse, Error> {
         let range = KeyRange::from_wire(&request.key, &request.range_end);
         if range.end == RangeEnd::Point {
@@ -139,12 +143,12 @@ impl Door {
         }
         let plan = Plan::new(request);
         if !plan.is_plain() {
-            return self.scan(view, range, plan, bytes_max).await;
+            return self.scan(view, range, plan, bytes_max, share).await;
         }
         let inline = RangeOptions { bytes_max: limits::RANGE_INLINE_BYTES_MAX, without_count: true, ..plan.options };
         let mut result = view.range(&range, &inline)?;
         if result.cut_by_bytes {
-            return self.scan(view, range, plan, bytes_max).await;
+            return self.scan(view, range, plan, bytes_max, share).await;
         }
         if result.more
             && let Some(last) = result.kvs.last()
@@ -163,7 +167,24 @@ impl Door {
         range: KeyRange,
         plan: Plan,
         bytes_max: usize,
+        share: &mut Share,
     ) -> Result<pb::RangeResponse, Error> {
-        self.pool.run(move |caller| scan::range(&view, range, &plan, bytes_max, caller)).await
+        let mut taken = std::mem::replace(share, self.member().answers.share());
+        let work = move |caller: &Caller| {
+            let answer = scan::range(&view, range, &plan, bytes_max, &mut taken, caller)?;
+            Ok((answer, taken))
+        };
+        let (answer, taken) = self.pool.run(work).await?;
+        *share = taken;
+        Ok(answer)
+    }
+
+    /// Whether every compare holds; one over a range may have to read all of it.
+    async fn all_hold(&self, now: &mut ReadTxn, compares: &[pb::Compare]) -> Result<bool, Error> {
+        if compares.iter().all(|compare| compare.range_end.is_empty()) {
+            return Ok(query::all_hold(now, compares)?);
+        }
+        let (mut view, compares) = (now.clone(), compares.to_vec());
+        self.pool.run(move |_| Ok(query::all_hold(&mut view, &compares)?)).await
     }
 }

@@ -46,6 +46,7 @@ use daymark_api::etcdserverpb as pb;
 
 use crate::auth::authorize::Streaming;
 use crate::auth::password::PasswordPool;
+use crate::budget::Budget;
 use crate::command::{Identity, Kind, MemberAttributes};
 use crate::error::Error;
 use crate::limits;
@@ -115,6 +116,8 @@ pub struct Member {
     /// Where passwords are hashed and looked at.
     pub passwords: PasswordPool,
     pub settings: Settings,
+    /// Memory for answers to reads.
+    pub answers: Arc<Budget>,
     /// What gives space back.
     pub reclaim: LongWork,
     /// What makes snapshots.

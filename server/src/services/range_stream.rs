@@ -36,6 +36,11 @@ impl Door {
         sink: &Sink,
     ) -> Result<(), Error> {
         let (mut progress, mut piece) = self.begin_stream(&request).await?;
+        let mut share = self.member().answers.share();
+        if piece.header.is_none() {
+            // There is more: as much as waits here at any time.
+            share.grow(limits::STREAM_QUEUE_BYTES_MAX + 2 * limits::RANGE_PIECE_BYTES)?;
+        }
         loop {
             self.confirm(caller.as_ref())?;
             let is_last = piece.header.is_some();

@@ -1,76 +1,87 @@
 //! A Range that may be long, as a thread of the pool reads it: in pieces, so that it ends soon after its caller has gone,
 //! and with a bound on the answer. Does not know which thread it is on.
 
-use daymark_storage::mvcc::{KeyRange, RangeEnd, RangeOptions, RangeResult, ReadTxn};
+use daymark_storage::mvcc::{KeyRange, KeyValue, RangeOptions, RangeResult, ReadError, ReadTxn};
 
 use daymark_api::etcdserverpb as pb;
 
 use super::pool::Caller;
+use crate::budget::Share;
 use crate::error::Error;
 use crate::limits;
-use crate::query::{self, Plan};
+use crate::query::{self, Meter, Plan, View};
 
-/// The answer to `plan` about `range`, but for its header. `bytes_max` bounds the encoded pairs.
+/// The answer to `plan` about `range`, but for its header. `bytes_max` bounds the encoded pairs, `share` the memory.
 pub fn range(
     view: &ReadTxn,
-    mut range: KeyRange,
+    range: KeyRange,
     plan: &Plan,
     bytes_max: usize,
+    share: &mut Share,
     caller: &Caller,
 ) -> Result<pb::RangeResponse, Error> {
-    let mut found = RangeResult::default();
-    if plan.options.count_only {
-        found.count = count(view, &range, caller)?;
-        return Ok(plan.finish(found));
+    let mut meter = Asked { caller, share, bytes: 0, bytes_max };
+    query::range_in_pieces(&mut Watched { view, caller }, range, plan, &mut meter)
+}
+
+/// A view whose counts end early when nobody waits for them any more.
+struct Watched<'a> {
+    view: &'a ReadTxn,
+    caller: &'a Caller,
+}
+
+impl View for Watched<'_> {
+    fn get(&mut self, key: &[u8]) -> Result<Option<KeyValue>, ReadError> {
+        self.view.get(key)
     }
-    let mut bytes = 0;
-    loop {
-        caller.check()?;
-        let piece = view.range(&range, &piece(plan, found.kvs.len()))?;
-        let next = piece.kvs.last().filter(|_| piece.more).map(|last| last.key.clone());
-        found.count += piece.kvs.len() as i64;
-        for kv in piece.kvs.into_iter().filter(|kv| plan.admits(kv)) {
-            found.more |= plan.options.limit > 0 && found.kvs.len() == plan.options.limit;
-            if found.more {
-                break;
-            }
-            bytes += query::encoded_len(&kv);
-            if bytes > bytes_max {
-                return Err(Error::ResponseTooLarge(bytes, bytes_max));
-            }
-            found.kvs.push(kv);
-        }
-        let Some(next) = next else { return Ok(plan.finish(found)) };
-        match plan.options.descending {
-            false => range.start = query::successor(&next),
-            true => range.end = RangeEnd::Before(next),
-        }
-        if found.more {
-            found.count += count(view, &range, caller)?;
-            return Ok(plan.finish(found));
-        }
+
+    fn range(&mut self, range: &KeyRange, options: &RangeOptions) -> Result<RangeResult, ReadError> {
+        self.view.range(range, options)
     }
+
+    fn count(&mut self, range: &KeyRange) -> Result<i64, ReadError> {
+        // Without one the caller has gone, which whoever asked finds out next.
+        Ok(self.view.count_while(range, &mut || !self.caller.has_gone())?.unwrap_or_default())
+    }
+}
+
+/// What an answer takes, on behalf of whoever asked for it.
+struct Asked<'a> {
+    caller: &'a Caller,
+    share: &'a mut Share,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl Meter for Asked<'_> {
+    fn charge(&mut self, bytes: usize) -> Result<(), Error> {
+        self.bytes += bytes;
+        if self.bytes > self.bytes_max {
+            return Err(Error::ResponseTooLarge(self.bytes, self.bytes_max));
+        }
+        self.share.grow(memory(bytes))
+    }
+
+    fn give_back(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        self.share.shrink(memory(bytes));
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        self.caller.check()
+    }
+}
+
+/// What a pair takes: once as it is read, and once encoded.
+fn memory(bytes: usize) -> usize {
+    2 * bytes + limits::PAIR_OVERHEAD_BYTES
 }
 
 /// Number of keys in `range`.
 pub fn count(view: &ReadTxn, range: &KeyRange, caller: &Caller) -> Result<i64, Error> {
-    let count = view.count_while(range, &mut || !caller.has_gone())?;
+    let count = Watched { view, caller }.count(range)?;
     caller.check()?;
-    Ok(count.expect("a caller that waits lets it go on to the end"))
-}
-
-/// What is read at once. Filters are applied here: a piece in which nothing passes them must end, too.
-fn piece(plan: &Plan, found: usize) -> RangeOptions {
-    let limit = plan.options.limit;
-    RangeOptions {
-        // One more than is wanted tells whether there is more.
-        limit: if limit == 0 || plan.has_filters() { 0 } else { (limit - found).saturating_add(1) },
-        keys_only: plan.options.keys_only,
-        descending: plan.options.descending,
-        bytes_max: limits::RANGE_PIECE_BYTES,
-        without_count: true,
-        ..RangeOptions::default()
-    }
+    Ok(count)
 }
 
 #[cfg(test)]
@@ -79,10 +90,11 @@ mod tests {
 
     use daymark_storage::LogId;
     use daymark_storage::backend::MemBackend;
-    use daymark_storage::mvcc::{Keyspace, ReadError};
+    use daymark_storage::mvcc::Keyspace;
     use prost::Message;
 
     use super::*;
+    use crate::budget::Budget;
 
     const KEYS: i64 = 40;
 
@@ -107,7 +119,8 @@ mod tests {
     fn scan(keyspace: &Keyspace, request: &pb::RangeRequest, bytes_max: usize) -> Result<pb::RangeResponse, Error> {
         let view = keyspace.read(0).expect("the current revision");
         let interval = KeyRange::from_wire(&request.key, &request.range_end);
-        range(&view, interval, &Plan::new(request), bytes_max, &Caller::waits())
+        let mut share = Budget::new(usize::MAX, usize::MAX).share();
+        range(&view, interval, &Plan::new(request), bytes_max, &mut share, &Caller::waits())
     }
 
     /// The keyspace reads all at once; so does a transaction.
@@ -161,8 +174,25 @@ mod tests {
         let view = keyspace.read(0).expect("the current revision");
         let interval = KeyRange::from_wire(&all().key, &all().range_end);
         for request in [all(), pb::RangeRequest { count_only: true, ..all() }] {
-            let answer = range(&view, interval.clone(), &Plan::new(&request), usize::MAX, &Caller::gone());
+            let mut share = Budget::new(usize::MAX, usize::MAX).share();
+            let answer = range(&view, interval.clone(), &Plan::new(&request), usize::MAX, &mut share, &Caller::gone());
             assert_eq!(answer, Err(Error::Canceled));
         }
+    }
+
+    #[test]
+    fn an_answer_that_needs_too_much_memory_is_refused_while_it_is_built() {
+        let keyspace = keyspace();
+        let view = keyspace.read(0).expect("the current revision");
+        let interval = KeyRange::from_wire(&all().key, &all().range_end);
+        let budget = Budget::new(1 << 30, 4 * limits::RANGE_PIECE_BYTES);
+        let mut share = budget.share();
+        let plan = Plan::new(&all());
+        let answer = range(&view, interval.clone(), &plan, usize::MAX, &mut share, &Caller::waits());
+        assert_eq!(answer, Err(Error::AnswerTooLarge(4 * limits::RANGE_PIECE_BYTES)));
+        drop(share);
+        let keys = Plan::new(&pb::RangeRequest { keys_only: true, ..all() });
+        assert!(range(&view, interval, &keys, usize::MAX, &mut budget.share(), &Caller::waits()).is_ok());
+        assert_eq!(budget.used(), 0);
     }
 }

@@ -24,8 +24,9 @@ use crate::auth::authorize;
 use crate::auth::table::AuthTable;
 use crate::command::{Command, Identity, LeaseCheckpoint, LeaseExpire, MemberPeerUrls};
 use crate::error::Error;
+use crate::limits;
 use crate::mailbox::CommandResult;
-use crate::query;
+use crate::query::{self, Meter};
 use crate::request::Reply;
 
 use alarms::Alarms;
@@ -230,7 +231,16 @@ impl State {
     ) -> std::result::Result<Reply, Failure> {
         self.refuse_for_alarms(false)?;
         let mut txn = writer.begin_with(self.txn_options());
-        let mut response = do_delete(&mut txn, &delete, &mut self.moves)?;
+        let mut room = AnswerRoom::default();
+        let deleted = do_delete(&mut txn, &delete, &mut self.moves, &mut room);
+        let mut response = match deleted {
+            Ok(response) => response,
+            Err(failure) => {
+                // As a transaction: nothing of it stays.
+                self.moves.clear();
+                return Err(failure);
+            }
+        };
         let changes = txn.finish();
         response.header = header(self.keep(writer, changes));
         Ok(Reply::DeleteRange(response))
@@ -440,11 +450,14 @@ fn do_delete(
     txn: &mut WriteTxn<'_>,
     delete: &pb::DeleteRangeRequest,
     moves: &mut Vec<LeaseMove>,
+    room: &mut AnswerRoom,
 ) -> std::result::Result<pb::DeleteRangeResponse, Failure> {
     let mut response = pb::DeleteRangeResponse::default();
+    let mut has_room = Ok(());
     let mut take_gone = |gone: KeyValue| {
         response.deleted += 1;
-        if delete.prev_kv {
+        if delete.prev_kv && has_room.is_ok() {
+            has_room = room.charge(query::encoded_len(&gone));
             response.prev_kvs.push(query::pair(gone.clone()));
         }
         detach(gone, moves);
@@ -453,12 +466,50 @@ fn do_delete(
         true => txn.delete(&delete.key)?.into_iter().for_each(take_gone),
         false => drop(txn.delete_each(&KeyRange::from_wire(&delete.key, &delete.range_end), &mut take_gone)?),
     }
+    has_room?;
     Ok(response)
+}
+
+/// What is left for the answer of one command. The same on every member: it knows no memory but a constant.
+struct AnswerRoom {
+    bytes_left: usize,
+}
+
+impl Default for AnswerRoom {
+    fn default() -> Self {
+        Self { bytes_left: limits::TXN_ANSWER_BYTES_MAX }
+    }
+}
+
+impl Meter for AnswerRoom {
+    fn charge(&mut self, bytes: usize) -> std::result::Result<(), Error> {
+        let left = self.bytes_left.checked_sub(bytes);
+        self.bytes_left = left.ok_or(Error::AnswerTooLarge(limits::TXN_ANSWER_BYTES_MAX))?;
+        Ok(())
+    }
+
+    fn give_back(&mut self, bytes: usize) {
+        self.bytes_left += bytes;
+    }
+
+    fn check(&self) -> std::result::Result<(), Error> {
+        Ok(())
+    }
 }
 
 fn detach(gone: KeyValue, moves: &mut Vec<LeaseMove>) {
     if gone.lease != 0 {
         moves.push(LeaseMove { key: gone.key, from: gone.lease, to: 0 });
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            // Words of the backend.
+            Error::Internal(what) => Self::Machine(StorageError::Invariant { what }),
+            error => Self::Client(error),
+        }
     }
 }
 

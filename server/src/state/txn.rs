@@ -3,16 +3,16 @@
 
 use std::vec;
 
-use daymark_storage::mvcc::WriteTxn;
+use daymark_storage::mvcc::{KeyRange, RangeEnd, WriteTxn};
 
 use daymark_api::etcdserverpb as pb;
 use daymark_api::etcdserverpb::request_op::Request as Op;
 use daymark_api::etcdserverpb::response_op::Response;
 
 use super::lease::{LeaseMove, LeaseTable};
-use super::{Failure, check_put, do_delete, do_put, header};
+use super::{AnswerRoom, Failure, check_put, do_delete, do_put, header};
 use crate::error::Error;
-use crate::query::{self, InTxn};
+use crate::query::{self, InTxn, Meter, Plan};
 
 /// Runs `request` in `txn`; the answer's header is left to the caller. After a failure the caller drops `txn`.
 pub(super) fn execute(
@@ -25,7 +25,7 @@ pub(super) fn execute(
     let mut path = Vec::new();
     evaluate(txn, &request, &mut path)?;
     check(txn, &request, leases, compact_revision, &mut path.clone().into_iter())?;
-    run(txn, request, &mut path.into_iter(), moves)
+    run(txn, request, &mut path.into_iter(), moves, &mut AnswerRoom::default())
 }
 
 /// Outcomes of the compares of each transaction on the taken path, in the order in which the path meets them.
@@ -68,6 +68,7 @@ fn run(
     request: pb::TxnRequest,
     path: &mut Path,
     moves: &mut Vec<LeaseMove>,
+    room: &mut AnswerRoom,
 ) -> Result<pb::TxnResponse, Failure> {
     let succeeded = path.next().expect("evaluated before");
     let ops = if succeeded { request.success } else { request.failure };
@@ -75,23 +76,24 @@ fn run(
     for op in ops {
         let response = match op.request {
             Some(Op::RequestRange(range)) => {
-                let mut response = query::range(&mut InTxn { txn, revision: range.revision }, &range)?;
+                let mut response = read(txn, &range, room)?;
                 response.header = header(revision_now(txn));
                 Response::ResponseRange(response)
             }
             Some(Op::RequestPut(put)) => {
                 let wants_prev = put.prev_kv;
                 let previous = do_put(txn, put, moves)?;
+                room.charge(previous.as_ref().filter(|_| wants_prev).map_or(0, query::encoded_len))?;
                 let prev_kv = if wants_prev { previous.map(query::pair) } else { None };
                 Response::ResponsePut(pb::PutResponse { header: header(revision_now(txn)), prev_kv })
             }
             Some(Op::RequestDeleteRange(delete)) => {
-                let mut response = do_delete(txn, &delete, moves)?;
+                let mut response = do_delete(txn, &delete, moves, room)?;
                 response.header = header(revision_now(txn));
                 Response::ResponseDeleteRange(response)
             }
             Some(Op::RequestTxn(nested)) => {
-                let mut response = run(txn, nested, path, moves)?;
+                let mut response = run(txn, nested, path, moves, room)?;
                 response.header = header(0);
                 Response::ResponseTxn(response)
             }
@@ -101,6 +103,22 @@ fn run(
         responses.push(pb::ResponseOp { response: Some(response) });
     }
     Ok(pb::TxnResponse { header: None, succeeded, responses })
+}
+
+/// A range inside of the transaction, in pieces, as far as there is room for its answer.
+fn read(
+    txn: &mut WriteTxn<'_>,
+    request: &pb::RangeRequest,
+    room: &mut AnswerRoom,
+) -> Result<pb::RangeResponse, Failure> {
+    let mut view = InTxn { txn, revision: request.revision };
+    let range = KeyRange::from_wire(&request.key, &request.range_end);
+    if range.end == RangeEnd::Point {
+        let response = query::range(&mut view, request)?;
+        room.charge(response.kvs.iter().map(prost::Message::encoded_len).sum())?;
+        return Ok(response);
+    }
+    Ok(query::range_in_pieces(&mut view, range, &Plan::new(request), room)?)
 }
 
 fn taken(request: &pb::TxnRequest, succeeded: bool) -> &[pb::RequestOp] {

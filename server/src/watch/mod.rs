@@ -29,6 +29,7 @@ use hashbrown::hash_map::Entry;
 use tokio::sync::Notify;
 
 use crate::error::Error;
+use crate::limits;
 use crate::mailbox::Mailbox;
 use crate::request::Sink;
 
@@ -111,6 +112,8 @@ pub struct Engine {
     catch_up: CatchUp,
     /// A published revision above the cursor whose batch has not come, and for how many turns now.
     unexplained: Option<(i64, u32)>,
+    /// What all watchers take, as `limits` counts it.
+    watchers_bytes: usize,
     /// Events handed to streams, each once for each watcher.
     events_sent: u64,
     // Shared with the call-backs of sinks, on the same thread.
@@ -122,6 +125,8 @@ struct StreamState {
     /// Told when credit returns and when the stream ends, for whoever serves it.
     changed: Rc<Notify>,
     watchers: HashMap<i64, Key>,
+    /// What they take, as `limits` counts it.
+    watchers_bytes: usize,
     next_id: i64,
     /// Watchers that wait for credit, among names of some that are gone.
     parked: Vec<Key>,
@@ -164,6 +169,7 @@ impl Engine {
             groups: Groups::default(),
             catch_up: CatchUp::new(pool),
             unexplained: None,
+            watchers_bytes: 0,
             events_sent: 0,
             signals: Rc::new(Signals { mailbox: mailbox.clone(), streams: RefCell::default() }),
             keyspace,
@@ -180,6 +186,7 @@ impl Engine {
             sink: sink.clone(),
             changed: changed.clone(),
             watchers: HashMap::new(),
+            watchers_bytes: 0,
             next_id: 0,
             parked: Vec::new(),
             requires_leader: false,
@@ -287,9 +294,16 @@ impl Engine {
         let Some(watch_id) = self.choose_id(stream.0, create.watch_id) else {
             return self.refuse(stream, "mvcc: duplicate watch ID provided on the WatchStream");
         };
-        if self.streams.get(stream.0).is_none() {
-            return;
+        let bytes = interest.bytes();
+        let Some(state) = self.streams.get_mut(stream.0) else { return };
+        if state.watchers_bytes + bytes > limits::WATCHERS_OF_STREAM_BYTES_MAX
+            || self.watchers_bytes + bytes > limits::WATCHERS_OF_THREAD_BYTES_MAX
+        {
+            let error = Error::TooManyWatchers;
+            return self.refuse(stream, format!("rpc error: code = {:?} desc = {error}", error.code()));
         }
+        state.watchers_bytes += bytes;
+        self.watchers_bytes += bytes;
         if self.watchers.is_empty() {
             self.subscribe();
         }
@@ -412,6 +426,9 @@ impl Engine {
             Stand::Scanned | Stand::Parked | Stand::Compacted => {}
         }
         let watcher = self.watchers.remove(key).expect("it was there");
+        let bytes = self.groups.rows[watcher.group].interest.bytes();
+        self.watchers_bytes -= bytes;
+        self.streams[watcher.stream].watchers_bytes -= bytes;
         self.groups.leave(watcher.group);
         if self.watchers.is_empty() {
             self.mailbox.want_events(false);

@@ -3,12 +3,13 @@
 use bytes::Bytes;
 use daymark_api::etcdserverpb::WatchCreateRequest;
 use daymark_api::etcdserverpb::watch_create_request::FilterType;
-use daymark_storage::mvcc::{EventKind, KeyRange};
+use daymark_storage::mvcc::{EventKind, KeyRange, RangeEnd};
 use hashbrown::HashMap;
 
 use super::arena::{Arena, Key};
 use super::encode::Payload;
 use super::matcher::Matcher;
+use crate::limits;
 
 /// Something that is true or false of a watcher or a group, one bit each.
 #[derive(Copy, Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -106,6 +107,12 @@ impl Interest {
         flags.set(Flags::PREV_KV, create.prev_kv);
         flags.set(Flags::FRAGMENT, create.fragment);
         Ok(Self { range, flags })
+    }
+
+    /// What a watcher of it takes, at most: those of one interest share some of it.
+    pub fn bytes(&self) -> usize {
+        let end = if let RangeEnd::Before(end) = &self.range.end { end.len() } else { 0 };
+        limits::WATCHER_BYTES + self.range.start.len() + end
     }
 }
 

@@ -6,6 +6,7 @@ use daymark_api::etcdserverpb::watch_create_request::FilterType;
 
 use super::world::{Bounds, Client, World, on_key, on_range};
 use crate::error::Error;
+use crate::limits;
 use crate::watch::WatchTurn;
 
 fn from(start_revision: i64, create: pb::WatchCreateRequest) -> pb::WatchCreateRequest {
@@ -49,6 +50,40 @@ fn ids_are_assigned_from_zero_and_skip_those_in_use() {
     client.create(on_key("a"));
     client.create(with_id(2, on_key("a")));
     reads(&client, &["canceled 2 @1", "created 4 @1", "created 2 @1"]);
+}
+
+/// The bytes of its keys count: here each has a long one, of the same memory.
+#[test]
+fn watchers_are_bounded_for_a_stream_and_for_all_and_those_that_go_make_room() {
+    let mut world = World::new();
+    let key = Bytes::from(vec![b'k'; 16 << 20]);
+    let long = || pb::WatchCreateRequest { key: key.clone(), ..Default::default() };
+    let fits = limits::WATCHERS_OF_STREAM_BYTES_MAX / (key.len() + limits::WATCHER_BYTES);
+    let refused =
+        format!("refused -1 @1: rpc error: code = ResourceExhausted desc = {}", Error::TooManyWatchers.text());
+    let mut clients: Vec<Client> = Vec::new();
+    for _ in 0..limits::WATCHERS_OF_THREAD_BYTES_MAX / limits::WATCHERS_OF_STREAM_BYTES_MAX {
+        let client = world.open();
+        (0..fits).for_each(|_| client.create(long()));
+        assert!(client.read().iter().all(|line| line.starts_with("created")));
+        client.create(long());
+        reads(&client, &[&refused]);
+        clients.push(client);
+    }
+    clients[0].cancel(3);
+    clients[0].create(long());
+    let next = fits + 1;
+    reads(&clients[0], &["canceled 3 @1", &format!("created {next} @1")]);
+    // What the streams leave of the bound for all is filled by others.
+    let other = world.open();
+    let rest = limits::WATCHERS_OF_THREAD_BYTES_MAX - clients.len() * fits * (key.len() + limits::WATCHER_BYTES);
+    let whole = rest / (key.len() + limits::WATCHER_BYTES);
+    (0..=whole).for_each(|_| other.create(long()));
+    assert_eq!(other.read().last(), Some(&refused));
+    clients[1].sink.close();
+    world.turn();
+    other.create(long());
+    reads(&other, &[&format!("created {} @1", whole + 1)]);
 }
 
 #[test]
