@@ -19,10 +19,11 @@ use auth::{
 };
 use bytes::Bytes;
 use daymark_api::etcdserverpb as pb;
-use daymark_client::{Client, Config};
+use daymark_client::{Client, Config, config::Tls, dial::Dialer};
 use daymark_tests::{
     connection::{Connection, Shape},
     etcd,
+    pki::Authority,
     process::{Dialect, Program, Server},
     wire::runtime,
 };
@@ -121,6 +122,50 @@ fn every_caller_may_do_exactly_what_the_rules_say() {
         })
     });
     assert!(cases >= CASES_MIN, "only {cases} cases");
+}
+
+/// Who shows a certificate is whom it names, unless a token says somebody else. Each has a connection of their own.
+#[test]
+fn names_of_certificates_count_like_tokens() {
+    let authority = Authority::new();
+    authority.issue("server", "server");
+    let file = |name: &str| authority.file(name);
+    let flags = [
+        "--client-cert-auth".to_owned(),
+        format!("--trusted-ca-file={}", file("ca.pem")),
+        format!("--cert-file={}", file("server.pem")),
+        format!("--key-file={}", file("server.key")),
+        CHEAP.to_owned(),
+    ];
+    let flags: Vec<_> = flags.iter().map(String::as_str).collect();
+    let cases = proved("names_of_certificates_count_like_tokens", |program| {
+        let server = Server::start_secure_too(program, &flags);
+        runtime().block_on(async {
+            let mut world = world(&server, program, &Tokens::Simple).await;
+            let mut findings = Findings::default();
+            let (all, few) = (cases::all(), cases::for_strangers());
+            for (name, caller) in world.callers_with_certificates() {
+                world.connection = over_tls(&authority, &server, &name).await;
+                let is_known = matches!(caller.who, Who::User(_)) && caller.headers.is_empty();
+                findings.try_all(&world, &caller, if is_known { &all } else { &few }).await;
+            }
+            findings
+        })
+    });
+    assert!(cases >= CASES_MIN, "only {cases} cases");
+}
+
+/// A connection on which this name's certificate is shown.
+async fn over_tls(authority: &Authority, server: &Server, name: &str) -> Connection {
+    authority.issue("caller", name);
+    let tls = Tls {
+        cacert: Some(authority.path("ca.pem")),
+        cert: Some(authority.path("caller.pem")),
+        key: Some(authority.path("caller.key")),
+        ..Tls::default()
+    };
+    let dialer = Dialer::new(&format!("https://{}", server.endpoint()), Some(&tls)).expect("a valid endpoint");
+    Connection::over(dialer.connect().await.expect("the certificate is good")).await
 }
 
 #[test]

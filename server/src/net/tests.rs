@@ -18,6 +18,7 @@ use prost::Message;
 
 use super::accept::{Role, bind};
 use super::*;
+use crate::budget::Budget;
 use crate::config::SocketOptions;
 use crate::config::values::parse_url;
 use crate::metrics::Sample;
@@ -186,6 +187,7 @@ pub(super) struct Server {
     pub threads: NetThreads,
     metrics: Arc<Metrics>,
     pub address: SocketAddr,
+    answers: Arc<Budget>,
     seen: Arc<Seen>,
 }
 
@@ -218,9 +220,9 @@ impl Server {
         cors: Vec<String>,
         tls: Option<Arc<super::tls::Tls>>,
     ) -> Self {
-        let seen = Arc::new(Seen::default());
+        let (seen, answers) = (Arc::new(Seen::default()), Arc::new(Budget::default()));
         let options = NetOptions {
-            answers: Arc::default(),
+            answers: answers.clone(),
             threads: 2,
             transport,
             warning_unary_request: Duration::from_secs(3600),
@@ -239,7 +241,7 @@ impl Server {
         let listeners = bind(&urls, Role::Client, SocketOptions::default()).expect("port");
         let address = listeners[0].local_address().expect("address");
         threads.listen(listeners);
-        Self { threads, metrics, address, seen }
+        Self { threads, metrics, address, answers, seen }
     }
 
     async fn connect(&self) -> Client {
@@ -782,6 +784,34 @@ fn large_answers_arrive_whole() {
             let response = pb::RangeResponse::decode(answer.body.slice(5..)).expect("message");
             assert_eq!(response.kvs[0].value.len(), bytes as usize);
             assert!(response.kvs[0].value.iter().all(|byte| *byte == 7));
+        }
+    });
+}
+
+#[test]
+fn large_answers_count_until_they_are_read_or_given_up() {
+    const BYTES: usize = 3_000_000;
+    with_server(async |server| {
+        let client = server.connect().await;
+        let range = pb::RangeRequest { key: Bytes::from_static(b"k"), limit: BYTES as i64, ..Default::default() };
+        let ask = async || {
+            let mut send = client.send.clone().ready().await.expect("ready");
+            let request = Client::head("/etcdserverpb.KV/Range", &[]);
+            let (response, mut stream) = send.send_request(request, false).expect("sent");
+            stream.send_data(frame(&range), true).expect("sent");
+            response.await.expect("an answer")
+        };
+        for is_read in [true, false] {
+            let answer_head = ask().await;
+            let used = server.answers.used();
+            assert!(used > BYTES && used < BYTES + 100, "{used}");
+            assert_eq!(client.put("k").await.code, 0, "other calls of the connection go on");
+            if is_read {
+                assert!(answer(answer_head).await.expect("read").body.len() > BYTES);
+            } else {
+                drop(answer_head);
+            }
+            eventually("it counts no more", || server.answers.used() == 0).await;
         }
     });
 }

@@ -14,7 +14,7 @@ use prost::Message;
 use ring::hmac;
 
 use super::{
-    ask::{Ask, IDLE_LEASE, Span, Txn, TxnOp, at, prefix, span},
+    ask::{Ask, IDLE_LEASE, NOBODY, Span, Txn, TxnOp, at, prefix, span},
     oracle::{Model, Refusal, Right, Who},
 };
 
@@ -226,6 +226,35 @@ impl World {
         for (name, token) in bad {
             self.admit(name, Who::Invalid, vec![("token", token.into())]);
         }
+    }
+
+    /// Names for certificates, and as whom their bearers call: every user, somebody who is none, and those who say with
+    /// a header that they are somebody else.
+    pub fn callers_with_certificates(&self) -> Vec<(String, Caller)> {
+        let token_of = |name: &str| {
+            let caller = self.callers.iter().find(|caller| caller.name == name).expect("admitted");
+            caller.headers.clone()
+        };
+        let strangers = ["deleted", NOBODY].map(str::to_owned);
+        let names = self.model.users.keys().cloned().chain(strangers);
+        let mut callers: Vec<_> = names
+            .map(|name| {
+                let who = Who::User(name.clone());
+                (name.clone(), Caller { name: format!("certificate of {name}"), who, headers: Vec::new() })
+            })
+            .collect();
+        let with_header = |name: &str, of: &str, who: Who, headers| {
+            (of.to_owned(), Caller { name: format!("{name}, certificate of {of}"), who, headers })
+        };
+        let invalid = vec![("token", Bytes::from_static(b"nobodys.1"))];
+        let gateway = vec![("grpcgateway-accept", Bytes::from_static(b"*/*"))];
+        callers.extend([
+            with_header("token of reader", "root", Who::User("reader".into()), token_of("reader")),
+            with_header("token of root", "reader", Who::User("root".into()), token_of("root")),
+            with_header("bad token", "root", Who::Invalid, invalid),
+            with_header("through a gateway", "root", Who::Nobody, gateway),
+        ]);
+        callers
     }
 
     fn admit(&mut self, name: &str, who: Who, headers: Vec<(&'static str, Bytes)>) {
