@@ -5,6 +5,7 @@ mod auth {
     pub mod ask;
     pub mod cases;
     pub mod clients;
+    pub mod gateway;
     pub mod oracle;
     pub mod world;
 }
@@ -13,8 +14,8 @@ use std::{path::Path, time::Duration};
 
 use auth::{
     ask::{Admin, Ask},
-    cases, clients,
-    oracle::Who,
+    cases, clients, gateway,
+    oracle::{Refusal, Who},
     world::{Caller, Tokens, World},
 };
 use bytes::Bytes;
@@ -68,14 +69,38 @@ impl Findings {
                 continue;
             }
             let answer = world.ask(&caller.headers, ask).await;
-            self.cases += 1;
-            if answer.is_ok() || expected.is_ok() {
-                world.restore(ask).await;
+            self.look_at(world, caller, ask, answer, expected).await;
+        }
+    }
+
+    /// The same through the gateway, as far as it goes: a token stands in another header there.
+    async fn try_as_json(&mut self, world: &World, endpoint: &str, caller: &Caller, asks: impl Iterator<Item = &Ask>) {
+        let token = caller.headers.first().map(|(_, token)| token);
+        for ask in asks {
+            let expected = world.model.expect(&caller.who, ask);
+            if expected.is_ok() && matches!(ask, Ask::Admin(Admin::AuthDisable)) {
+                continue;
             }
-            if answer != expected {
-                self.wrong
-                    .push(format!("{}: {ask:?}\n    expected {expected:?}\n    answered {answer:?}", caller.name));
+            if let Some(answer) = gateway::ask(endpoint, token, ask, &world.peer_url) {
+                self.look_at(world, caller, ask, answer, expected).await;
             }
+        }
+    }
+
+    async fn look_at(
+        &mut self,
+        world: &World,
+        caller: &Caller,
+        ask: &Ask,
+        answer: Result<(), Refusal>,
+        expected: Result<(), Refusal>,
+    ) {
+        self.cases += 1;
+        if answer.is_ok() || expected.is_ok() {
+            world.restore(ask).await;
+        }
+        if answer != expected {
+            self.wrong.push(format!("{}: {ask:?}\n    expected {expected:?}\n    answered {answer:?}", caller.name));
         }
     }
 
@@ -148,6 +173,31 @@ fn names_of_certificates_count_like_tokens() {
                 world.connection = over_tls(&authority, &server, &name).await;
                 let is_known = matches!(caller.who, Who::User(_)) && caller.headers.is_empty();
                 findings.try_all(&world, &caller, if is_known { &all } else { &few }).await;
+            }
+            findings
+        })
+    });
+    assert!(cases >= CASES_MIN, "only {cases} cases");
+}
+
+/// The gateway asks with the rights of whoever asks it. Everybody asks for a third of the table, each for another one.
+#[test]
+fn who_asks_through_the_gateway_may_do_the_same() {
+    let cases = proved("who_asks_through_the_gateway_may_do_the_same", |program| {
+        let server = start(program, &[]);
+        runtime().block_on(async {
+            let world = world(&server, program, &Tokens::Simple).await;
+            let mut findings = Findings::default();
+            let (all, few) = (cases::all(), cases::for_strangers());
+            let simple = |caller: &&Caller| match &caller.headers[..] {
+                [] => true,
+                [(name, token)] => *name == "token" && !token.is_empty(),
+                _ => false,
+            };
+            for (number, caller) in world.callers.iter().filter(simple).enumerate() {
+                let asks = if matches!(caller.who, Who::User(_)) { &all } else { &few };
+                let some = asks.iter().skip(number % 3).step_by(3);
+                findings.try_as_json(&world, &server.endpoint(), caller, some).await;
             }
             findings
         })

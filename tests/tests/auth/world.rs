@@ -64,7 +64,7 @@ pub struct World {
     pub connection: Connection,
     pub model: Model,
     pub callers: Vec<Caller>,
-    peer_url: String,
+    pub peer_url: String,
     root: Vec<(&'static str, Bytes)>,
 }
 
