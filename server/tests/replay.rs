@@ -7,13 +7,16 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use daymark_api::etcdserverpb as pb;
-use daymark_raft::{AppliedProgress, Apply, Committed, EntryBody};
+use daymark_raft::{Applied, AppliedProgress, Apply, Committed, EntryBody, MemberInfo};
 use daymark_server::apply::Applier;
 use daymark_server::mailbox::{CommandResult, Mailbox, ReplyTo};
 use daymark_server::state::lease;
+use daymark_server::state::members::MEMBERSHIP;
 use daymark_server::views::Views;
 use daymark_storage::backend::{Family, MemBackend, Span};
+use daymark_storage::disk::RealDisk;
 use daymark_storage::mvcc::Keyspace;
+use daymark_storage::snapshot::{Have, SnapshotStore};
 use daymark_storage::{LogId, StorageError};
 use proptest::prelude::*;
 
@@ -64,7 +67,8 @@ impl Machine {
                 rows.insert((family as u8, key.to_vec()), value.to_vec());
                 ControlFlow::Continue(())
             };
-            daymark_storage::backend::for_each(&*self.backend, family, span, visit).expect("maps can be read");
+            let backend = self.views.keyspace.backend();
+            daymark_storage::backend::for_each(&*backend, family, span, visit).expect("maps can be read");
         }
         rows.remove(&(Family::Meta as u8, daymark_storage::mvcc::layout::POSITION_KEY.to_vec()));
         rows
@@ -186,6 +190,76 @@ fn check_replay(commands: &[Generated], flushed: usize) -> Result<(), TestCaseEr
     Ok(())
 }
 
+/// The state of one member is replaced by that of another which is further, and then both go on: as if it had applied
+/// everything itself.
+fn check_replacement(commands: &[Generated], behind: usize, at: usize) -> Result<(), TestCaseError> {
+    let at = at.min(commands.len());
+    let behind = behind.min(at.saturating_sub(1));
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = |name: &str, machine: &Machine| {
+        let dir = dir.path().join(name);
+        std::fs::create_dir(&dir).expect("made");
+        SnapshotStore::new(Arc::new(RealDisk::new()), dir, 1, machine.views.keyspace.clone(), MEMBERSHIP, 0)
+    };
+    let [mut ahead, mut follower] = [0, 1].map(|_| Machine::open(MemBackend::new()));
+    let me = MemberInfo { id: 1, name: String::new(), peer_urls: vec![], client_urls: vec![], is_learner: false };
+    let membership = daymark_raft::encode_members(LogId { term: 1, index: 1 }, &[me]);
+    for machine in [&mut ahead, &mut follower] {
+        let first = Committed { id: LogId { term: 1, index: 1 }, body: EntryBody::Membership(membership.clone()) };
+        machine.applier.step([first]).expect("applied");
+    }
+    let apply = |machine: &mut Machine, from: usize, to: usize| {
+        for (index, command) in commands.iter().enumerate().take(to).skip(from) {
+            let entry = machine.entry(index as u64 + 2, std::slice::from_ref(command));
+            machine.applier.step([entry]).expect("applied");
+        }
+    };
+    apply(&mut ahead, 0, at);
+    apply(&mut follower, 0, behind);
+    follower.mailbox.want_events(true);
+    while follower.views.leases.pop().is_some() {}
+    follower.views.leases.take_overflow();
+
+    let (from, to) = (store("ahead", &ahead), store("follower", &follower));
+    let made = from.snapshot(None, 7).expect("made");
+    let (turn, _) = to.receive(made.manifest.clone()).expect("begun");
+    for (number, file) in made.manifest.files.iter().enumerate() {
+        let place = Have { file: number as u32, offset: 0 };
+        to.write(turn, place, &made.read(place, file.bytes as usize).expect("read")).expect("written");
+    }
+    let received = to.complete(turn).and_then(|received| to.check(received)).expect("whole");
+    follower.applier.install(received).expect("installed");
+    prop_assert_eq!(follower.views.applied_index(), at as u64 + 1);
+    prop_assert_eq!(
+        follower.applier.applied(),
+        Applied { installed: made.manifest.applied.into(), ..ahead.applier.applied() }
+    );
+    prop_assert_eq!(follower.mailbox.left_out(), follower.views.keyspace.current_revision(), "watchers have to look");
+    prop_assert!(follower.views.leases.take_overflow(), "the lessor has to look");
+    check_same(&ahead, &follower)?;
+    ahead.answers();
+    follower.answers();
+    apply(&mut ahead, at, commands.len());
+    apply(&mut follower, at, commands.len());
+    prop_assert_eq!(text(&follower.answers()), text(&ahead.answers()));
+    check_same(&ahead, &follower)?;
+    follower.check_attachments();
+    Ok(())
+}
+
+fn check_same(ahead: &Machine, follower: &Machine) -> Result<(), TestCaseError> {
+    prop_assert_eq!(follower.rows(), ahead.rows());
+    let (a, b) = (&ahead.views, &follower.views);
+    prop_assert_eq!(&**a.alarms.load(), &**b.alarms.load());
+    prop_assert_eq!(&**a.members.load(), &**b.members.load());
+    prop_assert_eq!(users(a), users(b));
+    let read = |views: &Views| (views.keyspace.current_revision(), views.keyspace.compact_revision());
+    prop_assert_eq!(read(a), read(b));
+    let hash = |views: &Views| views.keyspace.hash(0, &|| false).expect("hashed");
+    prop_assert_eq!(hash(a), hash(b));
+    Ok(())
+}
+
 fn after(mut first: Vec<Generated>, rest: Vec<Generated>) -> Vec<Generated> {
     first.extend(rest);
     first
@@ -224,6 +298,19 @@ proptest! {
         flushed in 0..70usize,
     ) {
         check_replay(&after(with_users(), commands), flushed)?;
+    }
+}
+
+proptest! {
+    // Each case writes and syncs a few files.
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn a_state_that_a_snapshot_has_replaced_is_the_one_that_it_would_have_become(
+        commands in prop::collection::vec(command_of_somebody(), 1..60),
+        (behind, at) in (0..60usize, 1..70usize),
+    ) {
+        check_replacement(&after(with_users(), commands), behind, at)?;
     }
 }
 

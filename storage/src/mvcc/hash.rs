@@ -26,6 +26,9 @@ use crate::error::{Result, StorageError};
 /// What does not fit is looked up.
 const MET_MAX: usize = 1 << 16;
 
+/// After so many records a long reading asks whether to go on.
+const GIVE_UP_RECORDS: u64 = 1024;
+
 /// Ends long work early when it says so.
 pub type GiveUp<'a> = dyn Fn() -> bool + 'a;
 
@@ -110,14 +113,33 @@ impl Keyspace {
     }
 }
 
+/// The hash as [`Keyspace::hash`] gives it, but of the records as they are stored now. Reads all of the keyspace. None if
+/// `give_up` said so.
+pub fn of_records(
+    keyspace: &Keyspace,
+    revision: i64,
+    give_up: &GiveUp<'_>,
+) -> std::result::Result<Option<KeyspaceHash>, ReadError> {
+    let shared = keyspace.shared();
+    let (current, compact_revision) = shared.revisions();
+    let revision = if revision <= 0 { current } else { revision };
+    if revision > current {
+        return Err(ReadError::Future);
+    }
+    if revision < compact_revision {
+        return Err(ReadError::Compacted);
+    }
+    let source = Source { shared: &shared, overlay: None };
+    let Some(sum) = of_state(&source, revision, give_up)? else { return Ok(None) };
+    shared.check_floor(revision)?;
+    Ok(Some(KeyspaceHash { revision, compact_revision, sum }))
+}
+
 /// Compares the hash that is kept with one that is made of all records at `revision` (0 or less: the current one). An
 /// error says what differs. Reads all of the keyspace.
 pub fn verify(keyspace: &Keyspace, revision: i64) -> std::result::Result<KeyspaceHash, ReadError> {
     let kept = keyspace.hash(revision, &|| false)?.expect("nobody gives up");
-    let shared = keyspace.shared();
-    let source = Source { shared: &shared, overlay: None };
-    let sum = of_state(&source, kept.revision)?;
-    shared.check_floor(kept.revision)?;
+    let sum = of_records(keyspace, kept.revision, &|| false)?.expect("nobody gives up").sum;
     if sum != kept.sum {
         let what = format!(
             "the records at revision {} hash to {sum:032x}, but {:032x} is what was kept of their changes",
@@ -137,10 +159,11 @@ pub(super) fn open(shared: &Shared, current_revision: i64) -> Result<u128> {
         return Ok(sum);
     }
     let source = Source { shared, overlay: None };
-    let sum = of_state(&source, current_revision).map_err(|error| match error {
+    let sum = of_state(&source, current_revision, &|| false).map_err(|error| match error {
         ReadError::Storage(error) => error,
         other => StorageError::Invariant { what: format!("the newest revision cannot be read: {other}") },
     })?;
+    let sum = sum.expect("nobody gives up");
     let mut batch = crate::backend::WriteBatch::default();
     batch.put(Family::Meta, layout::HASH_KEY, &layout::encode_hash(current_revision, sum));
     shared.backend.write(&mut batch)?;
@@ -156,9 +179,9 @@ fn stored(shared: &Shared) -> Result<Option<(i64, u128)>> {
     decoded.map(Some).ok_or_else(|| undecodable(shared, "record", layout::HASH_KEY))
 }
 
-/// The hash of all records at `revision`, the long way.
-fn of_state(source: &Source<'_>, revision: i64) -> std::result::Result<u128, ReadError> {
-    let mut sum = 0_u128;
+/// The hash of all records at `revision`, the long way; none if `give_up` said so.
+fn of_state(source: &Source<'_>, revision: i64, give_up: &GiveUp<'_>) -> std::result::Result<Option<u128>, ReadError> {
+    let (mut sum, mut count, mut given_up) = (0_u128, 0_u64, false);
     let (mut rewound, mut record, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
     source.newest_in(&KeyRange::all(), Direction::Forward, &mut |key, newest| {
         if let Some((meta, value)) = source.at_revision(key, newest, revision, &mut rewound)? {
@@ -166,9 +189,11 @@ fn of_state(source: &Source<'_>, revision: i64) -> std::result::Result<u128, Rea
             layout::encode_record(&Record::Live(meta, value), &mut record);
             sum = sum.wrapping_add(of_record(key, &record, &mut scratch));
         }
-        Ok(ControlFlow::Continue(()))
+        count += 1;
+        given_up = count.is_multiple_of(GIVE_UP_RECORDS) && give_up();
+        Ok(if given_up { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;
-    Ok(sum)
+    Ok((!given_up).then_some(sum))
 }
 
 /// The way from the newest hash back to a revision.

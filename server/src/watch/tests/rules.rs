@@ -838,3 +838,50 @@ fn a_watcher_that_is_behind_has_no_progress() {
     client.on_progress_timeout();
     reads(&client, &["events 0 @2: a=1 #2", "progress 0 @2"]);
 }
+
+// A snapshot that replaces the state
+
+/// Two worlds with the same history, of which the second goes on alone.
+fn apart(behind: &mut World, ahead: &mut World) {
+    for world in [behind, &mut *ahead] {
+        world.put("a", "1");
+        world.put("b", "2");
+    }
+    ahead.put("a", "3");
+    ahead.delete("b");
+    ahead.put("c", "4");
+}
+
+#[test]
+fn a_live_watcher_goes_on_in_the_history_of_a_snapshot() {
+    let (mut world, mut ahead) = (World::new(), World::new());
+    let client = world.open();
+    client.create(with_prev(on_range("a", "z")));
+    client.create(on_key("b"));
+    apart(&mut world, &mut ahead);
+    world.settle();
+    client.read();
+    world.replace_by(ahead);
+    world.put("b", "5");
+    world.settle_and_tick();
+    let mut lines = client.read();
+    lines.sort();
+    assert_eq!(lines, ["events 0 @7: a=3 #4 was 1, del b #5 was 2, c=4 #6, b=5 #7", "events 1 @7: del b #5, b=5 #7",]);
+}
+
+#[test]
+fn a_watcher_is_told_that_a_snapshot_has_no_history_for_it() {
+    let (mut world, mut ahead) = (World::new(), World::new());
+    let client = world.open();
+    client.create(on_range("a", "z"));
+    apart(&mut world, &mut ahead);
+    world.settle();
+    client.read();
+    ahead.compact(6);
+    world.replace_by(ahead);
+    world.settle_and_tick();
+    reads(&client, &["compacted 0 @0: 6"]);
+    client.create(from(6, on_range("a", "z")));
+    world.settle_and_tick();
+    reads(&client, &["created 1 @6", "events 1 @6: c=4 #6"]);
+}

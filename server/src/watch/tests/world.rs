@@ -133,6 +133,15 @@ impl World {
         self.keyspace.drop_history().expect("history is dropped");
     }
 
+    /// A snapshot of `later`, which has the same history, takes the place of the state.
+    pub fn replace_by(&mut self, later: World) {
+        self.writer = self.keyspace.replace(later.keyspace.backend()).expect("a later state");
+        self.log_index = later.log_index;
+        if self.mailbox.leave_out(self.keyspace.current_revision()) {
+            self.mailbox.wake();
+        }
+    }
+
     fn publish(&mut self) {
         self.log_index += 1;
         self.writer.commit(LogId { term: 1, index: self.log_index }).expect("commit");
