@@ -108,6 +108,8 @@ pub struct Shared {
     pub(crate) snapshots: Option<Arc<SnapshotStore>>,
     /// On a leader: the last entry that every peer has, if the log is to be kept for those that are behind.
     peers_have: Mutex<Option<LogId>>,
+    /// How large the log may become for them.
+    log_kept_bytes: AtomicU64,
     stopping: watch::Sender<bool>,
 
     // Published by the thread.
@@ -143,6 +145,7 @@ impl Shared {
             durable_moved: Notify::new(),
             snapshots: None,
             peers_have: Mutex::new(None),
+            log_kept_bytes: AtomicU64::new(limits::LOG_KEPT_FOR_PEERS_BYTES),
             stopping: watch::Sender::new(false),
             pending: Arc::new(pending),
             read_gate: ReadGate::default(),
@@ -271,6 +274,10 @@ impl Shared {
     /// Another member says that this one was removed.
     pub(crate) fn note_removed(&self, by: u64) {
         self.removed_by.send_replace(Some(by));
+    }
+
+    pub(crate) fn keep_log_for_peers(&self, bytes: u64) {
+        self.log_kept_bytes.store(bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn request_stop(&self) {
@@ -626,7 +633,7 @@ fn was_removed(by: Option<u64>) -> String {
 async fn release(raft: DaymarkRaft, shared: Arc<Shared>, wal: Wal) -> String {
     loop {
         shared.durable_moved.notified().await;
-        *shared.peers_have.lock() = what_peers_have(&raft, shared.member_id, &wal);
+        *shared.peers_have.lock() = what_peers_have(&raft, &shared, &wal);
         if let Err(fatal) = raft.trigger().snapshot().await {
             return fatal.to_string();
         }
@@ -635,14 +642,15 @@ async fn release(raft: DaymarkRaft, shared: Arc<Shared>, wal: Wal) -> String {
 
 /// The last entry that every other member has, as their leader knows; none if the log need not be kept for them: then one
 /// that is behind gets a snapshot.
-fn what_peers_have(raft: &DaymarkRaft, member_id: u64, wal: &Wal) -> Option<LogId> {
-    if wal.stats().live_bytes > limits::LOG_KEPT_FOR_PEERS_BYTES {
+fn what_peers_have(raft: &DaymarkRaft, shared: &Shared, wal: &Wal) -> Option<LogId> {
+    if wal.stats().live_bytes > shared.log_kept_bytes.load(Ordering::Relaxed) {
         return None;
     }
     let metrics = raft.metrics();
     let metrics = metrics.borrow_watched();
-    let peers = metrics.replication.as_ref()?.iter().filter(|(id, _)| **id != member_id);
-    peers.map(|(_, matched)| matched.as_ref().map_or(LogId::default(), log_id)).min()
+    let peers = metrics.replication.iter().flatten().filter(|(id, _)| **id != shared.member_id);
+    let matched = peers.map(|(_, matched)| matched.as_ref().map_or(LogId::default(), log_id));
+    matched.chain(shared.snapshots.as_ref().and_then(|snapshots| snapshots.oldest_kept())).min()
 }
 
 async fn tidy_snapshots(shared: Arc<Shared>) -> String {

@@ -142,6 +142,12 @@ impl Handle {
         self.inner.shared.set_durable(durable);
     }
 
+    /// While the log is no larger than this, none of it is released that a peer still needs; one that is further behind gets
+    /// a snapshot. [`LOG_KEPT_FOR_PEERS_BYTES`](crate::limits::LOG_KEPT_FOR_PEERS_BYTES) if nothing is said.
+    pub fn keep_log_for_peers(&self, bytes: u64) {
+        self.inner.shared.keep_log_for_peers(bytes);
+    }
+
     /// The last log entry that has been released.
     pub fn released_log(&self) -> Option<LogId> {
         self.inner.wal.released()

@@ -337,8 +337,14 @@ impl SnapshotStore {
         drop(gone);
     }
 
-    /// The entry behind which the log is needed by whoever receives a snapshot.
+    /// The entry behind which the log is needed by who receives a snapshot now.
     pub fn oldest_in_use(&self) -> Option<LogId> {
+        let made = self.made.lock();
+        made.iter().filter(|made| Arc::strong_count(made) > 1).map(|made| made.manifest.applied).min()
+    }
+
+    /// The same, for who may come back for the rest as well.
+    pub fn oldest_kept(&self) -> Option<LogId> {
         self.made.lock().iter().map(|made| made.manifest.applied).min()
     }
 

@@ -3,6 +3,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests use real files and real time")]
 
+mod catch_up;
 mod cluster;
 mod conformance;
 mod faults;

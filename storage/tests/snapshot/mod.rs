@@ -342,8 +342,10 @@ fn snapshots_to_be_sent_are_few_and_kept_only_while_needed() {
     assert!(full.to_string().contains("are being sent already"), "{full}");
     drop(first);
     let third = made(&mut writer, 4).unwrap();
+    assert_eq!((store.oldest_in_use(), store.oldest_kept()), (Some(log_id(2)), Some(log_id(2))));
     assert_eq!((MADE_MAX, RealDisk::new().list(dir.path()).unwrap().len()), (2, 2));
     drop((second, third));
+    assert_eq!((store.oldest_in_use(), store.oldest_kept()), (None, Some(log_id(2))));
     store.tidy();
     assert_eq!(RealDisk::new().list(dir.path()).unwrap().len(), 2, "somebody may come back for the rest");
     drop(store);
