@@ -244,6 +244,11 @@ impl Shared {
         runtime::timeout(pause, version.changed()).await;
     }
 
+    /// The newest entry of the log, perhaps not durable yet.
+    pub(crate) fn last_log_id(&self) -> Option<LogId> {
+        self.log.get().and_then(Wal::last)
+    }
+
     /// Whether so much waits for the log's thread that new batches are refused.
     pub(crate) fn log_is_behind(&self) -> bool {
         self.log.get().is_some_and(|log| log.stats().queue_bytes > limits::LOG_QUEUE_BYTES_MAX)

@@ -14,12 +14,13 @@ use tokio::sync::watch;
 use daymark_storage::LogId;
 
 use crate::batch::ProposeError;
-use crate::driver::Shared;
+use crate::driver::{self, Shared};
+use crate::executor;
 use crate::membership::is_sole_voter;
 use crate::runtime;
 use crate::state_machine::StateMachine;
 use crate::transport::Peers;
-use crate::types::TypeConfig;
+use crate::types::{TypeConfig, log_id};
 
 /// A picture of raft at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,9 +103,10 @@ impl Published {
 
 /// Follows openraft until it ends: publishes the view, opens and closes the fast way of reading, and tells those who
 /// wait when leadership is lost.
-pub(crate) async fn follow(raft: &Raft<TypeConfig, StateMachine>, shared: &Shared, peers: &Peers) {
+pub(crate) async fn follow(raft: &Raft<TypeConfig, StateMachine>, shared: &Arc<Shared>, peers: &Peers) {
     let mut server = raft.server_metrics();
     let mut blank = shared.blank.subscribe();
+    let mut disk = DiskWatch::default();
     loop {
         let before = shared.published.view();
         server.borrow_and_update();
@@ -120,6 +122,9 @@ pub(crate) async fn follow(raft: &Raft<TypeConfig, StateMachine>, shared: &Share
             }
             shared.published.replace(now.clone());
         }
+        if now.is_leader && !now.sole_voter {
+            disk.look(raft, shared);
+        }
         // What does not come and is therefore not told: a quorum's answers, a leader's appends.
         let silence = async {
             match now.sole_voter {
@@ -132,6 +137,37 @@ pub(crate) async fn follow(raft: &Raft<TypeConfig, StateMachine>, shared: &Share
             _ = blank.changed() => {}
             () = shared.heard_anew.notified() => {}
             () = silence => {}
+        }
+    }
+}
+
+/// Looks whether the log of a leader still becomes durable. Followers take its entries and its heartbeats all the same, so
+/// that nobody would replace it; but one whose disk hangs commits only as long as all others are there, and cannot vote.
+#[derive(Default)]
+struct DiskWatch {
+    durable: Option<LogId>,
+    /// Since when that has not moved, though there is more.
+    since: Option<runtime::Instant>,
+}
+
+impl DiskWatch {
+    fn look(&mut self, raft: &Raft<TypeConfig, StateMachine>, shared: &Arc<Shared>) {
+        let durable = raft.watch_log_progress().get().and_then(|flushed| flushed.last_log_id).map(|id| log_id(&id));
+        let hangs = durable < shared.last_log_id() && durable == self.durable;
+        self.durable = durable;
+        if !hangs {
+            self.since = None;
+            return;
+        }
+        let since = *self.since.get_or_insert_with(runtime::now);
+        let hung = runtime::now().duration_since(since);
+        if hung < shared.election / 2 || shared.is_handing_over() {
+            return;
+        }
+        if let Some(to) = driver::most_advanced(raft, shared) {
+            let hung_ms = hung.as_millis() as u64;
+            tracing::warn!(hung_ms, to = format!("{to:x}"), "the disk of the log hangs: handing leadership over");
+            executor::spawn(driver::hand_over(raft.clone(), shared.clone(), to));
         }
     }
 }

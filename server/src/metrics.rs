@@ -5,6 +5,7 @@
 pub mod applied;
 pub mod histogram;
 pub(crate) mod process;
+mod traffic;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -293,6 +294,8 @@ pub struct Sample {
     pub gates: FeatureGates,
     /// Every member's id, this one's too.
     pub members: Vec<u64>,
+    /// The traffic with the others.
+    pub peers: Vec<daymark_raft::PeerTraffic>,
 
     pub applied: AppliedSample,
     pub current_revision: i64,
@@ -373,6 +376,7 @@ impl Metrics {
         self.checks(&mut families);
         features(&mut families, &sample.gates);
         peers(&mut families, &sample);
+        traffic::families(&mut families, &sample);
         let ranges = self.net.iter().map(|net| net.rpc(Rpc::Range).handled[0].value()).sum::<u64>();
         families.counter("etcd_mvcc_range_total", "ranges", ranges + sample.applied.ranges);
         storage(&mut families, &sample);
@@ -614,7 +618,6 @@ fn peers(families: &mut Families, s: &Sample) {
     let rows = remotes.iter().map(|remote| (vec![("Local", &*local), ("Remote", &**remote)], 1.0));
     families.labelled("etcd_network_known_peers", "members known", MetricType::GAUGE, rows);
     if s.members.len() == 1 {
-        families.counter("etcd_server_heartbeat_send_failures_total", "heartbeats not sent", 0);
         families.counter("etcd_server_learner_promote_successes", "learners promoted", 0);
         families.gauge("etcd_server_snapshot_apply_in_progress_total", "snapshots being installed", 0.0);
     }

@@ -838,6 +838,7 @@ fn sample_source(
             failures: views.failures.values(),
             gates,
             members: views.members.load().iter().map(|member| member.id).collect(),
+            peers: member.raft.peer_traffic(),
             applied: views.counters.sample(),
             wal_write_bytes: stats.bytes_written_total,
             lease_expired: member.lessor.expired(),

@@ -144,7 +144,9 @@ impl RaftNetworkV2<TypeConfig> for Network {
                 return Ok(self.appends(input).await?.into_stream());
             }
             let Some(request) = input.next().await else { return Ok(Box::pin(stream::empty()) as BoxStream<'s, _>) };
-            let answer = self.heartbeat(request, &option).await?;
+            let answer = self.heartbeat(request, &option).await.inspect_err(|_| {
+                self.peer.stats.heartbeat_failures.fetch_add(1, Ordering::Relaxed);
+            })?;
             Ok(Box::pin(stream::iter([Ok(answer)])) as BoxStream<'s, _>)
         })
     }

@@ -15,6 +15,7 @@ pub(crate) struct PeerStats {
     pub(crate) received_bytes: AtomicU64,
     pub(crate) sent_failures: AtomicU64,
     pub(crate) received_failures: AtomicU64,
+    pub(crate) heartbeat_failures: AtomicU64,
     /// Connections of ours that are open.
     pub(crate) open: AtomicU64,
     /// Times that the last open connection was lost.
@@ -36,6 +37,8 @@ pub struct PeerTraffic {
     pub sent_failures: u64,
     /// Connections of it that ended with an error.
     pub received_failures: u64,
+    /// Heartbeats that were not answered in time.
+    pub heartbeat_failures: u64,
     /// Whether a connection to it is open.
     pub is_active: bool,
     /// Times that the last open connection to it was lost.
@@ -66,6 +69,7 @@ impl PeerStats {
             received_bytes: read(&self.received_bytes),
             sent_failures: read(&self.sent_failures),
             received_failures: read(&self.received_failures),
+            heartbeat_failures: read(&self.heartbeat_failures),
             is_active: read(&self.open) > 0,
             losses: read(&self.losses),
             round_trips: std::array::from_fn(|place| read(&self.round_trips[place])),

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, RwLock, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -12,9 +12,11 @@ use daymark_raft::{
     TransferError, ask,
 };
 use daymark_storage::LogId;
+use daymark_storage::disk::{Disk, RealDisk};
 use daymark_storage::sim_disk::SimDisk;
 use daymark_storage::wal::{Identity, Wal, WalOptions};
 
+use crate::faults::HeldDisk;
 use crate::net::Net;
 use crate::support::{Client, PATIENCE, State, Told, eventually, open_log};
 
@@ -69,21 +71,27 @@ struct Cluster {
 
 impl Cluster {
     fn start(seed: u64) -> Self {
-        println!("seed {seed}");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let mut cluster =
-            Self { net: Net::default(), disks: BTreeMap::new(), members: BTreeMap::new(), runtime, next: 0 };
-        for id in 1..=3 {
-            cluster.disks.insert(id, SimDisk::new(seed + id));
-            cluster.start_member(id, State::default());
-        }
+        let mut cluster = Self::stopped(seed);
+        (1..=3).for_each(|id| cluster.start_member(id, State::default()));
         cluster
     }
 
+    fn stopped(seed: u64) -> Self {
+        println!("seed {seed}");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let disks = (1..=3).map(|id| (id, SimDisk::new(seed + id))).collect();
+        Self { net: Net::default(), disks, members: BTreeMap::new(), runtime, next: 0 }
+    }
+
     fn start_member(&mut self, id: u64, state: State) {
+        let disk = Arc::new(self.disks[&id].clone());
+        self.start_member_on(disk, Path::new(DIR), id, state);
+    }
+
+    fn start_member_on(&mut self, disk: Arc<dyn Disk>, dir: &Path, id: u64, state: State) {
         let identity = Identity { cluster_id: CLUSTER, member_id: id };
-        let options = WalOptions { segment_bytes: 1 << 20, ..WalOptions::new(Path::new(DIR), identity) };
-        let (wal, worker, recovered) = open_log(Arc::new(self.disks[&id].clone()), options);
+        let options = WalOptions { segment_bytes: 1 << 20, ..WalOptions::new(dir, identity) };
+        let (wal, worker, recovered) = open_log(disk, options);
         let founder = |id| MemberInfo {
             id,
             name: format!("m{id}"),
@@ -462,6 +470,36 @@ fn a_dead_member_is_dialed_with_pauses_and_found_again() {
     let of_dead = traffic.iter().find(|traffic| traffic.member_id == dead).unwrap();
     assert!(of_dead.is_active && of_dead.losses >= 1 && of_dead.sent_failures > 0 && of_dead.sent_bytes > 0);
     assert!(of_dead.round_trips.iter().sum::<u64>() > 0);
+    cluster.stop();
+}
+
+#[test]
+fn a_leader_whose_disk_hangs_hands_over_before_anybody_misses_it() {
+    let mut cluster = Cluster::stopped(14);
+    let (dir, held) = (tempfile::tempdir().unwrap(), Arc::new(RwLock::new(())));
+    let disk = HeldDisk { disk: RealDisk::new(), held: held.clone() };
+    cluster.start_member_on(Arc::new(disk), dir.path(), 1, State::default());
+    [2, 3].into_iter().for_each(|id| cluster.start_member(id, State::default()));
+    let mut acknowledged = vec![cluster.write(1).0];
+    let leader = cluster.leader_of(&[1, 2, 3]);
+    if leader != 1 {
+        cluster.runtime.block_on(cluster.members[&leader].handle.transfer_leader(Some(1))).unwrap();
+    }
+    assert_eq!(cluster.leader_of(&[1, 2, 3]), 1);
+    acknowledged.push(cluster.write(2).0);
+
+    let hold = held.write().unwrap();
+    let begun = Instant::now();
+    let written = cluster.propose(3);
+    let new = cluster.leader_of(&[2, 3]);
+    println!("{new} leads {:?} after the disk hung", begun.elapsed());
+    assert!(begun.elapsed() < 5 * ELECTION / 4, "sooner than by a time-out");
+    acknowledged.extend([cluster.write(2).0, cluster.write(3).0]);
+    drop(hold);
+    acknowledged.push(cluster.write(1).0);
+    let told: Vec<u64> = cluster.members[&3].told.try_iter().map(|(number, _)| number).collect();
+    assert!(!told.contains(&written), "its outcome was told while others were waited for");
+    cluster.expect_same(&acknowledged);
     cluster.stop();
 }
 

@@ -110,9 +110,9 @@ fn a_power_cut_while_the_cluster_begins_leaves_a_directory_that_starts() {
 }
 
 /// A real disk whose syncs can be held back, to look at the moment before one has ended.
-struct HeldDisk {
-    disk: RealDisk,
-    held: Arc<RwLock<()>>,
+pub struct HeldDisk {
+    pub disk: RealDisk,
+    pub held: Arc<RwLock<()>>,
 }
 
 struct HeldFile {
