@@ -26,6 +26,12 @@ pub mod limits {
     /// refuses stops the member, so `LOG_QUEUE_BYTES_MAX + PENDING_BYTES_MAX` must stay below the log's own bound,
     /// `WalOptions::queue_bytes_max`: what is admitted while the queue is just short of this one fits behind it.
     pub const LOG_QUEUE_BYTES_MAX: u64 = 64 << 20;
+    /// Changes of the membership that wait for the one under way; more are refused.
+    pub const CHANGES_WAITING_MAX: usize = 64;
+    /// How often a leader looks whether new members have caught up, and who answers.
+    pub const MEMBERS_INTERVAL: Duration = Duration::from_millis(100);
+    /// Log entries that a new member may lack when it gets its vote: they are sent in one or two rounds.
+    pub const PROMOTION_LAG_MAX: u64 = 128;
     /// Callers that wait for one read barrier.
     pub const READ_WAITERS_MAX: usize = 65_536;
     /// How long a batch is held that somebody has refused because he does not lead.

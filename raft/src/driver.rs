@@ -1,12 +1,14 @@
 //! The thread "raft": one current-thread runtime that owns openraft, and the loops that feed it. Starting and stopping.
 //! Never syncs a file, never calls the backend.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 use std::{io, thread};
 
+use arc_swap::ArcSwap;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, LinearizableReadError, RaftError};
 use openraft::raft::ClientWriteResult;
@@ -20,6 +22,7 @@ use daymark_storage::wal::{Identity, Wal};
 
 use crate::batch::{Inbox, ProposeError};
 use crate::bootstrap::{self, Bootstrap};
+use crate::changes::{self, ChangeQueue};
 use crate::config::{self, limits};
 use crate::executor::Executor;
 use crate::handle::{Handle, Metrics, TransferError};
@@ -88,6 +91,7 @@ pub struct Shared {
     // Fixed.
     pub(crate) member_id: u64,
     pub(crate) election: Duration,
+    pub(crate) propose_timeout: Duration,
 
     // Queues into the thread.
     pub(crate) inbox: Inbox,
@@ -102,6 +106,7 @@ pub struct Shared {
     log: OnceLock<Wal>,
     /// The member that has told this one that it was removed.
     removed_by: watch::Sender<Option<u64>>,
+    pub(crate) changes: ChangeQueue,
     /// Up to where the state is durable, as told by the release policy, and the wake for it.
     durable: Mutex<Option<LogId>>,
     durable_moved: Notify,
@@ -116,6 +121,8 @@ pub struct Shared {
     pub(crate) pending: Arc<Pending>,
     pub(crate) read_gate: ReadGate,
     pub(crate) published: Published,
+    /// On a leader: since when each other member has answered without a break.
+    pub(crate) answering: ArcSwap<BTreeMap<u64, runtime::Instant>>,
     /// Index of the last entry handed to apply, or found applied at start, + 1.
     committed_next: AtomicU64,
     /// The last blank entry handed to apply.
@@ -127,13 +134,14 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// `election` is the election time-out, from which follows how long a batch waits for its apply.
+    /// `election` is that of the member's options.
     pub fn new(member_id: u64, election: Duration, applied: AppliedProgress) -> Self {
         let propose_timeout = config::propose_timeout(election);
         let pending = Pending::new(member_id, runtime::random_u64(), propose_timeout, applied);
         Self {
             member_id,
             election,
+            propose_timeout,
             inbox: Inbox::default(),
             read_queue: ReadQueue::new(propose_timeout),
             heard: Mutex::new(None),
@@ -141,6 +149,7 @@ impl Shared {
             handing_over: AtomicBool::new(false),
             log: OnceLock::new(),
             removed_by: watch::Sender::new(None),
+            changes: ChangeQueue::default(),
             durable: Mutex::new(None),
             durable_moved: Notify::new(),
             snapshots: None,
@@ -150,12 +159,18 @@ impl Shared {
             pending: Arc::new(pending),
             read_gate: ReadGate::default(),
             published: Published::default(),
+            answering: ArcSwap::default(),
             committed_next: AtomicU64::new(0),
             blank: watch::Sender::new(None),
             ready: watch::Sender::new(None),
             closed: watch::Sender::new(false),
             finished: watch::Sender::new(false),
         }
+    }
+
+    /// A membership was committed: the fast way of reading may open again.
+    pub(crate) fn look_at_membership(&self) {
+        self.blank.send_modify(|_| ());
     }
 
     /// Told before the entry is handed to apply, so that apply never knows more than this says.
@@ -300,6 +315,7 @@ impl Shared {
         self.inbox.close();
         self.pending.stop();
         self.read_queue.close();
+        self.changes.close();
         status::retire(self);
     }
 }
@@ -479,6 +495,8 @@ fn spawn_loops(
     loops.spawn(deliver(raft.clone(), shared.clone(), peers.clone()));
     loops.spawn(confirm_reads(raft.clone(), shared.clone(), peers.clone()));
     loops.spawn(catch_up_once(shared.clone()));
+    loops.spawn(changes::run(raft.clone(), shared.clone()));
+    loops.spawn(changes::look_after_members(raft.clone(), shared.clone()));
     loops.spawn(release(raft.clone(), shared.clone(), wal.clone()));
     loops.spawn(tidy_snapshots(shared.clone()));
     loops.spawn(expire(shared.clone()));

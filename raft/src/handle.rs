@@ -13,8 +13,10 @@ use daymark_storage::LogId;
 use daymark_storage::wal::Wal;
 
 use crate::batch::{CommandBatch, ProposeError};
+use crate::changes::{ChangeError, MemberChange};
 use crate::driver::{self, Shared};
 use crate::executor::Executor;
+use crate::runtime;
 use crate::status::RaftStatus;
 use crate::transport::{BoxFuture, CallError, PeerStream, PeerTraffic, Peers};
 use crate::types::TypeConfig;
@@ -128,6 +130,25 @@ impl Handle {
     /// The current term: one atomic load.
     pub fn term(&self) -> u64 {
         self.inner.shared.published.term()
+    }
+
+    /// Changes who takes part, on a leader. `based_on` is the entry of the membership that the caller has looked at; one
+    /// that has gone by refuses the change. The answer is the entry of the new one, committed and handed to apply.
+    pub async fn change_members(&self, change: MemberChange, based_on: LogId) -> Result<LogId, ChangeError> {
+        self.inner.shared.changes.ask(change, based_on).await
+    }
+
+    /// On a leader: the last log entry that the member is known to have. None on others, and for an unknown member.
+    pub fn matched_index(&self, member_id: u64) -> Option<u64> {
+        let metrics = self.inner.metrics.borrow_watched();
+        let replication = metrics.replication.as_ref()?;
+        Some(replication.get(&member_id)?.as_ref().map_or(0, |matched| matched.index))
+    }
+
+    /// On a leader: how long the member has been answering without a break. None for one that does not.
+    pub fn answering_for(&self, member_id: u64) -> Option<Duration> {
+        let answering = self.inner.shared.answering.load();
+        answering.get(&member_id).map(|since| runtime::now().saturating_duration_since(*since))
     }
 
     /// Changes with every change of leader, term or membership; not with every commit.
@@ -260,7 +281,14 @@ mod tests {
         let identity = Identity { cluster_id: 1, member_id: 2 };
         let (wal, worker, _) = Wal::open(Arc::new(SimDisk::new(0)), WalOptions::new("/wal", identity)).unwrap();
         run(worker, |error| panic!("{error}"));
-        let me = MemberInfo { id: 2, name: String::new(), peer_urls: vec![], client_urls: vec![], is_learner: false };
+        let me = MemberInfo {
+            id: 2,
+            name: String::new(),
+            peer_urls: vec![],
+            client_urls: vec![],
+            is_learner: false,
+            has_vote: true,
+        };
         let applied = AppliedProgress::default();
         let options = RaftOptions {
             identity,
@@ -275,7 +303,7 @@ mod tests {
         let handle = start(options, Box::new(Ignore(applied)), Box::new(|why| panic!("{why}"))).unwrap();
         let ready = handle.wait_ready().await.unwrap();
         assert_eq!(handle.read_barrier_now(), Some(ready));
-        handle.inner.shared.read_gate.distrust();
+        handle.inner.shared.read_gate.distrust(0);
         assert_eq!(handle.read_barrier_now(), None);
         let (one, other) = tokio::join!(handle.read_barrier(), handle.read_barrier());
         assert_eq!((one, other), (Ok(ready), Ok(ready)), "nothing was committed after the blank entry");

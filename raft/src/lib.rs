@@ -26,6 +26,7 @@ mod read_barrier;
 mod log_store;
 mod state_machine;
 
+mod changes;
 mod membership;
 
 mod bootstrap;
@@ -35,10 +36,11 @@ mod transport;
 
 pub use batch::{BatchId, CommandBatch, ProposeError, Waiter};
 pub use bootstrap::Bootstrap;
+pub use changes::{ChangeError, MemberChange};
 pub use config::limits;
 pub use driver::{RaftOptions, StartError, start};
 pub use handle::{Handle, TransferError};
-pub use membership::{MemberInfo, encode_members, members_of};
+pub use membership::{MemberInfo, MembershipInfo, encode_members, membership_of};
 pub use pending::AppliedProgress;
 pub use state_machine::{Applied, Apply, Committed, EntryBody, Installed};
 pub use status::RaftStatus;

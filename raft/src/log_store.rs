@@ -50,9 +50,9 @@ impl LogStore {
     fn wal_entries<I: IntoIterator<Item = RaftEntry>>(&self, entries: I) -> Vec<LogEntry> {
         let convert = |entry: RaftEntry| {
             if let EntryPayload::Membership(members) = &entry.payload
-                && !membership::is_sole_voter(members, self.shared.member_id)
+                && !membership::is_alone(members, self.shared.member_id)
             {
-                self.shared.read_gate.distrust();
+                self.shared.read_gate.distrust(entry.log_id.index);
             }
             wal_entry(entry)
         };

@@ -1,6 +1,5 @@
 //! Who takes part, as raft sees it, and the frozen bytes of it (`docs/formats/raft-entries.md`). Not what clients see:
-//! names and client addresses are replicated commands, kept by the server. Adding, promoting and removing members is a
-//! later issue.
+//! names and client addresses are replicated commands, kept by the server. How it changes is in `changes`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,8 +20,11 @@ pub struct MemberInfo {
     pub peer_urls: Vec<String>,
     /// Where clients reach it; not part of raft's membership.
     pub client_urls: Vec<String>,
-    /// Whether it takes entries without a vote.
+    /// Whether it was added as one that takes entries without a vote. One that was added as a voter and has no vote yet,
+    /// because it has not caught up, is none.
     pub is_learner: bool,
+    /// Whether it has a vote.
+    pub has_vote: bool,
 }
 
 /// What raft's membership says of one member beside its id.
@@ -30,10 +32,18 @@ pub struct MemberInfo {
 pub struct MemberNode {
     /// Where other members reach it.
     pub peer_urls: Vec<String>,
+    /// It was added as a voter and gets its vote as soon as it has caught up. Means nothing for one that has it:
+    /// openraft wants what is said of a member to stay as it is.
+    pub joins_as_voter: bool,
 }
 
-/// First byte of an encoded membership. Frozen; a new layout takes the next number.
+/// First byte of an encoded membership without flags of members, which all have none. Frozen; a new layout takes the
+/// next number.
 const FORMAT: u8 = 1;
+/// The same with a byte of flags for each member.
+const FORMAT_WITH_FLAGS: u8 = 2;
+/// [`MemberNode::joins_as_voter`].
+const FLAG_JOINS_AS_VOTER: u8 = 1;
 
 /// Why bytes are not a membership.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -48,6 +58,8 @@ pub(crate) enum DecodeError {
     Utf8,
     #[error("a voter has no address record")]
     Unlisted,
+    #[error("flags {0:#x} of a member are unknown: they were written by a newer version")]
+    Flags(u8),
 }
 
 /// The payload of a membership entry.
@@ -80,19 +92,33 @@ pub(crate) fn decode_stored(bytes: &[u8]) -> Result<StoredMembership, DecodeErro
     Ok(StoredMembership::new(Some(raft_log_id(LogId { term, index })), membership))
 }
 
-/// The members in the bytes of an [`EntryBody::Membership`](crate::EntryBody::Membership), by id; names and client
-/// addresses are not known to raft and left empty. An error says what is wrong with the bytes.
-pub fn members_of(stored: &[u8]) -> Result<Vec<MemberInfo>, String> {
+/// Who takes part since which log entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MembershipInfo {
+    /// The entry that brought it.
+    pub id: LogId,
+    /// Everybody, by id; names and client addresses are not known to raft and left empty.
+    pub members: Vec<MemberInfo>,
+}
+
+/// What the bytes of an [`EntryBody::Membership`](crate::EntryBody::Membership) say. An error says what is wrong with
+/// them.
+pub fn membership_of(stored: &[u8]) -> Result<MembershipInfo, String> {
     let stored = decode_stored(stored).map_err(|error| error.to_string())?;
     let membership = stored.membership();
-    let member = |(id, node): (&u64, &MemberNode)| MemberInfo {
-        id: *id,
-        name: String::new(),
-        peer_urls: node.peer_urls.clone(),
-        client_urls: Vec::new(),
-        is_learner: !membership.voter_ids().any(|voter| voter == *id),
+    let member = |(id, node): (&u64, &MemberNode)| {
+        let has_vote = membership.voter_ids().any(|voter| voter == *id);
+        MemberInfo {
+            id: *id,
+            name: String::new(),
+            peer_urls: node.peer_urls.clone(),
+            client_urls: Vec::new(),
+            is_learner: !has_vote && !node.joins_as_voter,
+            has_vote,
+        }
     };
-    Ok(membership.nodes().map(member).collect())
+    let id = stored_id(&stored).expect("it was stored with the id of its entry");
+    Ok(MembershipInfo { id, members: membership.nodes().map(member).collect() })
 }
 
 /// The bytes of a membership, as of the entry `at`, for a state that is made without raft: these are the members.
@@ -110,13 +136,19 @@ pub(crate) fn is_sole_voter(membership: &RaftMembership, member_id: u64) -> bool
     voters.next() == Some(member_id) && voters.next().is_none()
 }
 
+/// Whether nobody else takes part, not even without a vote.
+pub(crate) fn is_alone(membership: &RaftMembership, member_id: u64) -> bool {
+    is_sole_voter(membership, member_id) && membership.nodes().count() == 1
+}
+
 /// The id of the entry that a stored membership came from.
 pub(crate) fn stored_id(stored: &StoredMembership) -> Option<LogId> {
     stored.log_id().as_ref().map(log_id)
 }
 
 fn put_membership(out: &mut BytesMut, membership: &RaftMembership) {
-    out.put_u8(FORMAT);
+    let has_flags = membership.nodes().any(|(_, node)| node.joins_as_voter);
+    out.put_u8(if has_flags { FORMAT_WITH_FLAGS } else { FORMAT });
     let configs = membership.get_joint_config();
     out.put_u8(u8::try_from(configs.len()).expect("raft has one voter set, or two while it changes"));
     for voters in configs {
@@ -128,6 +160,9 @@ fn put_membership(out: &mut BytesMut, membership: &RaftMembership) {
     put_count(out, membership.nodes().count());
     for (id, node) in membership.nodes() {
         out.put_u64_le(*id);
+        if has_flags {
+            out.put_u8(if node.joins_as_voter { FLAG_JOINS_AS_VOTER } else { 0 });
+        }
         put_count(out, node.peer_urls.len());
         for url in &node.peer_urls {
             put_count(out, url.len());
@@ -142,7 +177,7 @@ fn put_count(out: &mut BytesMut, count: usize) {
 
 fn take_membership(rest: &mut &[u8]) -> Result<RaftMembership, DecodeError> {
     let format = take_u8(rest)?;
-    if format != FORMAT {
+    if format != FORMAT && format != FORMAT_WITH_FLAGS {
         return Err(DecodeError::Format(format));
     }
     let mut configs = Vec::new();
@@ -157,6 +192,9 @@ fn take_membership(rest: &mut &[u8]) -> Result<RaftMembership, DecodeError> {
     for _ in 0..take_count(rest)? {
         let id = take_id(rest)?;
         let mut node = MemberNode::default();
+        if format == FORMAT_WITH_FLAGS {
+            node.joins_as_voter = take_flags(rest)?;
+        }
         for _ in 0..take_count(rest)? {
             node.peer_urls.push(take_string(rest)?);
         }
@@ -167,6 +205,14 @@ fn take_membership(rest: &mut &[u8]) -> Result<RaftMembership, DecodeError> {
 
 fn take_u8(rest: &mut &[u8]) -> Result<u8, DecodeError> {
     rest.try_get_u8().map_err(|_| DecodeError::Truncated)
+}
+
+fn take_flags(rest: &mut &[u8]) -> Result<bool, DecodeError> {
+    match take_u8(rest)? {
+        0 => Ok(false),
+        FLAG_JOINS_AS_VOTER => Ok(true),
+        other => Err(DecodeError::Flags(other)),
+    }
 }
 
 fn take_count(rest: &mut &[u8]) -> Result<usize, DecodeError> {
@@ -189,10 +235,22 @@ mod tests {
     use super::*;
 
     fn joint() -> RaftMembership {
-        let node = |url: &str| MemberNode { peer_urls: vec![url.to_string()] };
-        let nodes =
-            BTreeMap::from([(1, node("http://a:2380")), (2, node("http://b:2380")), (9, MemberNode::default())]);
+        let nodes = BTreeMap::from([
+            (1, node("http://a:2380", false)),
+            (2, node("http://b:2380", false)),
+            (9, MemberNode::default()),
+        ]);
         RaftMembership::new(vec![BTreeSet::from([1]), BTreeSet::from([1, 2])], nodes).unwrap()
+    }
+
+    fn node(url: &str, joins_as_voter: bool) -> MemberNode {
+        MemberNode { peer_urls: vec![url.to_string()], joins_as_voter }
+    }
+
+    /// A voter, one that is to be one, and a learner.
+    fn growing() -> RaftMembership {
+        let nodes = BTreeMap::from([(5, node("http://a", false)), (6, node("b", true)), (7, node("c", false))]);
+        RaftMembership::new(vec![BTreeSet::from([5])], nodes).unwrap()
     }
 
     #[test]
@@ -206,8 +264,7 @@ mod tests {
 
     #[test]
     fn the_bytes_of_a_lone_voter_are_frozen() {
-        let node = MemberNode { peer_urls: vec!["http://a".to_string()] };
-        let nodes = BTreeMap::from([(5, node)]);
+        let nodes = BTreeMap::from([(5, node("http://a", false))]);
         let lone = RaftMembership::new(vec![BTreeSet::from([5])], nodes).unwrap();
         let mut expected = vec![1, 1, 1, 0, 5, 0, 0, 0, 0, 0, 0, 0, 1, 0, 5, 0, 0, 0, 0, 0, 0, 0, 1, 0, 8, 0];
         expected.extend_from_slice(b"http://a");
@@ -215,16 +272,38 @@ mod tests {
     }
 
     #[test]
+    fn the_bytes_of_members_with_flags_are_frozen() {
+        let mut expected = vec![2, 1, 1, 0, 5, 0, 0, 0, 0, 0, 0, 0, 3, 0];
+        expected.extend_from_slice(b"\x05\0\0\0\0\0\0\0\x00\x01\0\x08\0http://a");
+        expected.extend_from_slice(b"\x06\0\0\0\0\0\0\0\x01\x01\0\x01\0b");
+        expected.extend_from_slice(b"\x07\0\0\0\0\0\0\0\x00\x01\0\x01\0c");
+        assert_eq!(encode(&growing()), expected);
+        assert_eq!(decode(&expected), Ok(growing()));
+        expected[22] = 2;
+        assert_eq!(decode(&expected), Err(DecodeError::Flags(2)));
+    }
+
+    #[test]
+    fn who_is_to_be_a_voter_is_no_learner() {
+        let id = LogId { term: 2, index: 9 };
+        let told = membership_of(&encode_stored(id, &growing())).unwrap();
+        let kinds: Vec<_> = told.members.iter().map(|member| (member.id, member.is_learner, member.has_vote)).collect();
+        assert_eq!((told.id, kinds), (id, vec![(5, false, true), (6, false, false), (7, true, false)]));
+    }
+
+    #[test]
     fn every_cut_and_every_addition_is_refused() {
-        let whole = encode(&joint());
-        for length in 0..whole.len() {
-            assert!(decode(&whole[..length]).is_err(), "cut to {length} bytes");
+        for membership in [joint(), growing()] {
+            let whole = encode(&membership);
+            for length in 0..whole.len() {
+                assert!(decode(&whole[..length]).is_err(), "cut to {length} bytes");
+            }
+            let mut longer = whole.to_vec();
+            longer.push(0);
+            assert_eq!(decode(&longer), Err(DecodeError::Trailing));
+            longer[0] = 3;
+            assert_eq!(decode(&longer), Err(DecodeError::Format(3)));
         }
-        let mut longer = whole.to_vec();
-        longer.push(0);
-        assert_eq!(decode(&longer), Err(DecodeError::Trailing));
-        longer[0] = 2;
-        assert_eq!(decode(&longer), Err(DecodeError::Format(2)));
     }
 
     #[test]
@@ -232,6 +311,7 @@ mod tests {
         assert!(!is_sole_voter(&joint(), 1));
         let lone = RaftMembership::new_with_defaults(vec![BTreeSet::from([1])], [4]);
         assert!(is_sole_voter(&lone, 1), "learners do not vote");
+        assert!(!is_alone(&lone, 1), "but they take part");
         assert!(!is_sole_voter(&lone, 2));
     }
 }

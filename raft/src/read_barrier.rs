@@ -2,7 +2,7 @@
 //! one ReadIndex that all callers of the moment share. Waiting until the state has reached the index is the server's.
 
 use std::mem;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -25,22 +25,29 @@ use crate::runtime::{self, Instant};
 ///   appended, so a state that has applied `b` contains it.
 ///
 /// So a published state that has reached `b` contains every acknowledged write, and waiting for `b` is only ever needed
-/// in the moments after a start. Nobody else can lead meanwhile: an election needs the vote of this member. That ends
-/// with the first log entry that names another voter, therefore [`distrust`](Self::distrust) is called before such an
-/// entry is appended, and there is no way back in this run.
+/// in the moments after a start. Nobody else can lead meanwhile: an election needs the vote of this member, and nobody
+/// else acknowledges. That ends with the first log entry that names another member, with a vote or without: whoever takes
+/// entries may show and acknowledge one before this member does. Therefore [`distrust`](Self::distrust) is called before
+/// such an entry is appended.
+///
+/// The way back is a committed membership of this member alone: whatever others have acknowledged stands before its
+/// entry, so the gate then shows that entry's index, if it is above `b`.
 #[derive(Default)]
 pub struct ReadGate {
     /// Index of the blank entry + 1; 0 while closed.
     open_from: AtomicU64,
-    distrusted: AtomicBool,
+    /// Index of the last entry that named another member + 1; 0 if there was none.
+    distrusted: AtomicU64,
 }
 
 impl ReadGate {
-    pub(crate) fn open(&self, blank_index: u64) {
-        if !self.distrusted.load(Ordering::SeqCst) {
-            self.open_from.store(blank_index + 1, Ordering::SeqCst);
+    /// This member leads, `blank_index` is committed, and it is alone since the committed entry `membership_index`.
+    pub(crate) fn open(&self, blank_index: u64, membership_index: u64) {
+        let is_trusted = || membership_index >= self.distrusted.load(Ordering::SeqCst);
+        if is_trusted() {
+            self.open_from.store(blank_index.max(membership_index) + 1, Ordering::SeqCst);
             // `distrust` may have run between the two lines above; its store must win.
-            if self.distrusted.load(Ordering::SeqCst) {
+            if !is_trusted() {
                 self.close();
             }
         }
@@ -50,9 +57,10 @@ impl ReadGate {
         self.open_from.store(0, Ordering::SeqCst);
     }
 
-    /// Another voter is about to enter the log: closed for the rest of this run.
-    pub(crate) fn distrust(&self) {
-        self.distrusted.store(true, Ordering::SeqCst);
+    /// An entry that names another member is about to enter the log at `index`: closed until a later one leaves this
+    /// member alone.
+    pub(crate) fn distrust(&self, index: u64) {
+        self.distrusted.fetch_max(index + 1, Ordering::SeqCst);
         self.close();
     }
 
@@ -161,17 +169,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_gate_stays_shut_once_another_voter_was_named() {
+    fn the_gate_stays_shut_once_another_member_was_named_until_it_has_gone() {
         let gate = ReadGate::default();
         assert_eq!(gate.index(), None);
-        gate.open(0);
+        gate.open(0, 0);
         assert_eq!(gate.index(), Some(0));
         gate.close();
         assert_eq!(gate.index(), None);
-        gate.open(4);
-        gate.distrust();
-        gate.open(5);
+        gate.open(4, 0);
+        gate.distrust(6);
         assert_eq!(gate.index(), None);
+        for membership_index in [0, 6] {
+            gate.open(5, membership_index);
+            assert_eq!(gate.index(), None);
+        }
+        gate.open(5, 9);
+        assert_eq!(gate.index(), Some(9), "what others acknowledged stands before the entry that removed them");
     }
 
     #[tokio::test]

@@ -100,6 +100,7 @@ struct Chunk {
     responders: Vec<ApplyResponder<TypeConfig>>,
     bytes: usize,
     blank: Option<LogId>,
+    brings_membership: bool,
 }
 
 impl StateMachine {
@@ -133,6 +134,7 @@ impl StateMachine {
                 }
             }
             EntryPayload::Membership(members) => {
+                chunk.brings_membership = true;
                 let bytes = membership::encode_stored(id, &members);
                 self.memberships.push(StoredMembership::new(Some(entry.log_id), members));
                 EntryBody::Membership(bytes)
@@ -157,6 +159,8 @@ impl StateMachine {
         submitted.map_err(io_error)?;
         if chunk.blank.is_some() {
             self.shared.blank.send_replace(chunk.blank);
+        } else if chunk.brings_membership {
+            self.shared.look_at_membership();
         }
         chunk.responders.drain(..).for_each(|responder| responder.send(()));
         Ok(())

@@ -16,7 +16,7 @@ use daymark_storage::LogId;
 use crate::batch::ProposeError;
 use crate::driver::{self, Shared};
 use crate::executor;
-use crate::membership::is_sole_voter;
+use crate::membership::{is_alone, is_sole_voter, stored_id};
 use crate::runtime;
 use crate::state_machine::StateMachine;
 use crate::transport::Peers;
@@ -59,6 +59,10 @@ pub(crate) struct View {
     pub(crate) holds_office: bool,
     pub(crate) term: u64,
     pub(crate) sole_voter: bool,
+    /// Nobody else takes part, not even without a vote.
+    pub(crate) alone: bool,
+    /// The entry that brought the membership.
+    pub(crate) membership: Option<LogId>,
     pub(crate) voters: Arc<[u64]>,
     pub(crate) learners: Arc<[u64]>,
     pub(crate) leader_changes_seen: u64,
@@ -189,8 +193,12 @@ fn react(shared: &Shared, before: &View, now: &View, blank: Option<LogId>) {
     }
     // The blank entry of the own term is committed and handed over: so is everything that was in the log before it.
     let recovered = blank.filter(|blank| now.is_leader && blank.term == now.term);
-    match recovered {
-        Some(blank) if now.sole_voter => shared.read_gate.open(blank.index),
+    let is_committed = |membership: &LogId| shared.committed_index() >= Some(membership.index);
+    let alone_since = now.membership.filter(|membership| now.alone && is_committed(membership));
+    match (recovered, alone_since) {
+        (Some(blank), Some(since)) => {
+            shared.read_gate.open(blank.index, since.index);
+        }
         _ => shared.read_gate.close(),
     }
     if let Some(blank) = recovered {
@@ -221,6 +229,8 @@ impl View {
             holds_office,
             term: metrics.current_term,
             sole_voter,
+            alone: is_alone(membership, metrics.id),
+            membership: stored_id(&metrics.membership_config),
             voters: membership.voter_ids().collect(),
             learners: membership.learner_ids().collect(),
             leader_changes_seen: before.leader_changes_seen + u64::from(is_new_leader),
@@ -251,11 +261,13 @@ mod tests {
     }
 
     fn leading(term: u64) -> View {
-        View { leader: Some(1), is_leader: true, holds_office: true, term, sole_voter: true, ..View::default() }
+        let membership = Some(LogId { term: 0, index: 0 });
+        let view = View { leader: Some(1), is_leader: true, holds_office: true, term, ..View::default() };
+        View { sole_voter: true, alone: true, membership, ..view }
     }
 
     fn shared() -> Shared {
-        Shared::new(1, Duration::from_secs(5), AppliedProgress::default())
+        Shared::new(1, Duration::from_secs(1), AppliedProgress::default())
     }
 
     #[tokio::test]
@@ -277,21 +289,28 @@ mod tests {
     }
 
     #[test]
-    fn reads_are_fast_only_for_a_lone_voter_that_leads_and_has_committed_in_its_term() {
+    fn reads_are_fast_only_for_a_member_that_is_alone_and_leads_and_has_committed_in_its_term() {
         let blank = Some(LogId { term: 3, index: 8 });
-        let with_peer = View { sole_voter: false, ..leading(3) };
+        let with_peer = View { sole_voter: false, alone: false, ..leading(3) };
+        let with_learner = View { alone: false, ..leading(3) };
         let deposed = View { is_leader: false, ..leading(3) };
+        let alone_since = |index| View { membership: Some(LogId { term: 3, index }), ..leading(3) };
         for (now, blank, open) in [
             (leading(3), blank, Some(8)),
             (leading(3), None, None),
             (leading(4), blank, None),
             (with_peer, blank, None),
+            (with_learner, blank, None),
             (deposed, blank, None),
+            (alone_since(9), blank, Some(9)),
+            (alone_since(10), blank, None),
         ] {
             let shared = shared();
-            shared.read_gate.open(1);
+            shared.note_committed(LogId { term: 3, index: 9 });
+            shared.read_gate.open(1, 0);
             react(&shared, &leading(3), &now, blank);
             assert_eq!(shared.read_gate.index(), open, "{now:?} {blank:?}");
+            assert_eq!(shared.may_wait_for_disk(), open.is_some(), "nor does the thread wait for the disk");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
-use daymark_raft::{Bootstrap, PeerOptions, ProposeError, RaftOptions, StartError, limits};
+use daymark_raft::{Bootstrap, ChangeError, MemberChange, PeerOptions, ProposeError, RaftOptions, StartError, limits};
 use daymark_storage::disk::RealDisk;
 use daymark_storage::{LogId, StorageError};
 
@@ -123,7 +123,7 @@ fn a_released_log_without_its_state_is_refused() {
     let (wal, worker, recovered) = open_log(Arc::new(RealDisk::new()), wal_options(dir.path()));
     let lost = State::default();
     let error = daymark_raft::start(
-        options(wal.clone(), Bootstrap::from_recovered(&recovered, vec![]), &lost),
+        options(wal.clone(), Bootstrap::from_recovered(&recovered, nobody()), &lost),
         Box::new(lost),
         Box::new(|_| ()),
     )
@@ -147,7 +147,7 @@ fn a_log_that_ends_before_its_state_is_refused_and_left_alone() {
 
     let elsewhere = tempfile::tempdir().unwrap();
     let (wal, worker, recovered) = open_log(Arc::new(RealDisk::new()), wal_options(elsewhere.path()));
-    let bootstrap = Bootstrap::from_recovered(&recovered, vec![]);
+    let bootstrap = Bootstrap::from_recovered(&recovered, nobody());
     let error = daymark_raft::start(options(wal.clone(), bootstrap, &survived), Box::new(survived), Box::new(|_| ()));
     let behind = StartError::LogBehindState { applied: durable, last: None };
     assert_eq!(error.err().unwrap().to_string(), behind.to_string());
@@ -167,7 +167,7 @@ fn beginning_twice_or_going_on_with_nothing_is_refused() {
             .expect("refused")
     };
     assert!(matches!(refuse(Bootstrap::Restarted), StartError::NotInitialized));
-    assert!(matches!(refuse(Bootstrap::New { members: vec![] }), StartError::Members { member_id: MEMBER }));
+    assert!(matches!(refuse(nobody()), StartError::Members { member_id: MEMBER }));
     assert_eq!(wal.last(), None, "nothing was written");
     drop(wal);
     worker.join().unwrap();
@@ -176,13 +176,13 @@ fn beginning_twice_or_going_on_with_nothing_is_refused() {
     member.stop();
     drop(member.wal);
     let (wal, worker, _) = open_log(Arc::new(RealDisk::new()), wal_options(dir.path()));
-    let error = daymark_raft::start(
-        options(wal, Bootstrap::New { members: vec![] }, &state),
-        Box::new(state),
-        Box::new(|_| ()),
-    );
+    let error = daymark_raft::start(options(wal, nobody(), &state), Box::new(state), Box::new(|_| ()));
     assert!(matches!(error.err(), Some(StartError::NotNew)));
     worker.join().unwrap();
+}
+
+fn nobody() -> Bootstrap {
+    Bootstrap::New { members: Vec::new() }
 }
 
 fn options(wal: daymark_storage::wal::Wal, bootstrap: Bootstrap, state: &State) -> RaftOptions {
@@ -317,4 +317,47 @@ fn a_long_log_is_replayed_in_order_while_apply_is_slow() {
 
 fn tokio_timeout<T>(member: &Member, future: impl Future<Output = T>) -> T {
     member.runtime.block_on(async { tokio::time::timeout(PATIENCE, future).await.expect("in time") })
+}
+
+/// Nobody else is there to be reached: what is looked at is the membership, and what it does to the fast way of reading.
+#[test]
+fn reads_are_fast_while_nobody_else_takes_part_and_again_when_they_have_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut member = start(&dir, State::default());
+    assert!(member.handle.read_barrier_now().is_some());
+    let urls = || vec!["http://127.0.0.1:1".to_string()];
+    let change =
+        |change: MemberChange, based_on: LogId| member.runtime.block_on(member.handle.change_members(change, based_on));
+
+    let founding = LogId { term: 0, index: 0 };
+    let wrong = LogId { term: 1, index: 9 };
+    assert_eq!(change(MemberChange::AddLearner { id: 7, peer_urls: urls() }, wrong), Err(ChangeError::Stale));
+    assert_eq!(change(MemberChange::Remove { id: MEMBER }, founding), Err(ChangeError::Unfit));
+    assert_eq!(change(MemberChange::Promote { id: 7 }, founding), Err(ChangeError::Unfit));
+    assert!(member.handle.read_barrier_now().is_some(), "what was refused has no effect");
+
+    let with_learner = change(MemberChange::AddLearner { id: 7, peer_urls: urls() }, founding).unwrap();
+    assert_eq!(member.handle.read_barrier_now(), None, "a learner may show a write before this member does");
+    let with_both = change(MemberChange::AddVoter { id: 8, peer_urls: urls() }, with_learner).unwrap();
+    let status = member.handle.status();
+    assert_eq!((&*status.voters, &*status.learners), (&[MEMBER][..], &[7, 8][..]), "no vote before it has caught up");
+    member.propose(1, number_bytes(1));
+    assert!(member.next_told().1.is_ok(), "the quorum is what it was");
+    assert!(member.runtime.block_on(member.handle.read_barrier()).is_ok());
+
+    let without_one = change(MemberChange::Remove { id: 8 }, with_both).unwrap();
+    assert_eq!(member.handle.read_barrier_now(), None);
+    assert_eq!(
+        change(MemberChange::Remove { id: 7 }, with_both),
+        Err(ChangeError::Stale),
+        "based on an old membership"
+    );
+    let alone = change(MemberChange::Remove { id: 7 }, without_one).unwrap();
+    eventually("reads are fast again", || member.handle.read_barrier_now() == Some(alone.index));
+    member.stop();
+    drop(member.wal);
+
+    let mut again = start(&dir, State::default());
+    assert!(again.handle.read_barrier_now() > Some(alone.index));
+    again.stop();
 }

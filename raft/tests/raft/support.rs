@@ -174,13 +174,14 @@ impl Member {
             peer_urls: vec!["http://127.0.0.1:2380".into()],
             client_urls: vec![],
             is_learner: false,
+            has_vote: true,
         };
         let options = RaftOptions {
             identity: IDENTITY,
             wal: wal.clone(),
             heartbeat: Duration::from_millis(100),
             election: Duration::from_millis(1000),
-            bootstrap: Bootstrap::from_recovered(&recovered, vec![me]),
+            bootstrap: Bootstrap::from_recovered(&recovered, Bootstrap::New { members: vec![me] }),
             applied: state.progress.clone(),
             peers: PeerOptions::none(),
             snapshots: None,
