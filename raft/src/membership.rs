@@ -124,8 +124,8 @@ pub fn membership_of(stored: &[u8]) -> Result<MembershipInfo, String> {
 /// The bytes of a membership, as of the entry `at`, for a state that is made without raft: these are the members.
 pub fn encode_members(at: LogId, members: &[MemberInfo]) -> Bytes {
     let voters = members.iter().filter(|member| !member.is_learner).map(|member| member.id).collect();
-    let nodes: BTreeMap<u64, MemberNode> =
-        members.iter().map(|member| (member.id, MemberNode { peer_urls: member.peer_urls.clone() })).collect();
+    let node = |member: &MemberInfo| MemberNode { peer_urls: member.peer_urls.clone(), joins_as_voter: false };
+    let nodes: BTreeMap<u64, MemberNode> = members.iter().map(|member| (member.id, node(member))).collect();
     let membership = RaftMembership::new(vec![voters], nodes).expect("every voter is one of the members");
     encode_stored(at, &membership)
 }

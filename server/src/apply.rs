@@ -184,7 +184,7 @@ impl Applier {
     fn apply_commands(&mut self, id: LogId, bytes: Bytes, waiter: Option<Box<dyn Waiter>>) -> Result<()> {
         self.bytes += bytes.len() as u64;
         let mut results = Vec::new();
-        self.state.begin_entry(id.index);
+        self.state.begin_entry(id);
         let mut last = Instant::now();
         for command in command::commands(bytes) {
             let broken = |error: Error| StorageError::Invariant { what: format!("entry {id}: {error}") };
@@ -230,7 +230,7 @@ impl Applier {
             self.views.alarms.store(alarms);
         }
         if let Some(members) = effects.members {
-            self.views.members.store(members);
+            self.views.publish_members(members);
         }
         for change in effects.leases {
             let counters = &self.views.counters;
@@ -325,7 +325,7 @@ impl Applier {
 /// Publishes what is not read from the keyspace itself; the lessor reads its table anew.
 fn show_tables(views: &Views, state: &State) {
     views.alarms.store(state.alarms().list());
-    views.members.store(state.members().list());
+    views.publish_members(state.members().list());
     views.leases.begin();
 }
 

@@ -63,6 +63,10 @@ pub struct LeaseExpire {
     /// the first format, which meant whatever lease has the id.
     #[prost(uint64, repeated, tag = "2")]
     pub grants: Vec<u64>,
+    /// Term of the leader that has kept the time: in an entry of another term it has no effect, since whoever leads then
+    /// may have renewed them. 0: any.
+    #[prost(uint64, tag = "3")]
+    pub term: u64,
 }
 
 /// How much time leases have left.
@@ -76,6 +80,9 @@ pub struct LeaseCheckpoint {
     /// Seconds, in the same order; 0: the whole TTL.
     #[prost(int64, repeated, tag = "3")]
     pub remaining_secs: Vec<i64>,
+    /// As in [`LeaseExpire`].
+    #[prost(uint64, tag = "4")]
+    pub term: u64,
 }
 
 /// What a member says of itself once it has started.

@@ -1,7 +1,7 @@
 //! Every way in which a request fails, with etcd's gRPC code and exact text. The only such table: clients recognise an
 //! error by its text, so a wrong letter here makes it unknown to them.
 
-use daymark_raft::ProposeError;
+use daymark_raft::{ChangeError, ProposeError, TransferError};
 use daymark_storage::StorageError;
 use daymark_storage::mvcc::ReadError;
 
@@ -72,6 +72,14 @@ macro_rules! errors {
                     | Self::AnswerTooLarge(_)
                     | Self::AnswersTooLarge(_) => Code::ResourceExhausted,
                 }
+            }
+
+            /// The error that a text of another member means; none if it is not one with a text of its own.
+            pub fn of_text(text: &str) -> Option<Self> {
+                $(if text == $text {
+                    return Some(Self::$name);
+                })*
+                None
             }
 
             /// The text that goes on the wire.
@@ -180,6 +188,15 @@ errors! {
     ReflectionNothingAsked, InvalidArgument, "daymark: a reflection request must ask something";
     MemberUrlsInvalid, InvalidArgument, "etcdserver: given member URLs are invalid";
     MemberNotFound, NotFound, "etcdserver: member not found";
+    /// An id is made of the addresses and the second: only the same addresses in the same second give it twice.
+    MemberExists, FailedPrecondition, "etcdserver: member ID already exist";
+    LearnerNotReady, FailedPrecondition, "etcdserver: can only promote a learner member which is in sync with leader";
+    TooManyLearners, FailedPrecondition, "etcdserver: too many learner members in cluster";
+    /// A change of members while too few have answered for a while.
+    Unhealthy, Unavailable, "etcdserver: unhealthy cluster";
+    NotForLearners, FailedPrecondition, "etcdserver: rpc not supported for learner";
+    /// Has no entry in etcd's table of codes.
+    TransferTimedOut, Unknown, "etcdserver: request timed out, leader transfer took too long";
     MemberNotLearner, FailedPrecondition, "etcdserver: can only promote a learner member";
     PeerUrlsExist, FailedPrecondition, "etcdserver: Peer URLs already exists";
     /// On the wire `Unknown`, although the client library's table says `FailedPrecondition`.
@@ -193,8 +210,29 @@ errors! {
     DowngradeImpossible, FailedPrecondition, "daymark: no earlier version of Daymark can read this data: to go back to etcd, restore a snapshot with etcdutl";
     /// Ours: a snapshot would leave the member without room.
     NoRoomForFile, ResourceExhausted, "daymark: the disk has not enough room to make a snapshot: free some, or back up with less history after a compaction";
-    /// Ours: what one member cannot do yet.
-    SecondMember, Unimplemented, "daymark: this version runs one member: a second one cannot be added yet";
+}
+
+impl From<TransferError> for Error {
+    fn from(error: TransferError) -> Self {
+        match error {
+            TransferError::NotLeader => Self::NotLeader,
+            TransferError::NotVoter { .. } | TransferError::NoTarget => Self::BadLeaderTransferee,
+            TransferError::TimedOut => Self::TransferTimedOut,
+            TransferError::Stopped => Self::Stopped,
+        }
+    }
+}
+
+impl From<ChangeError> for Error {
+    fn from(error: ChangeError) -> Self {
+        match error {
+            ChangeError::NotLeader => Self::NotLeader,
+            ChangeError::Unfit => Self::MemberNotFound,
+            ChangeError::LeaderChanged => Self::LeaderChanged,
+            ChangeError::Stale | ChangeError::Busy | ChangeError::TimedOut => Self::TimedOut,
+            ChangeError::Stopped => Self::Stopped,
+        }
+    }
 }
 
 impl Error {

@@ -22,6 +22,7 @@ use prost::Message;
 
 use crate::error::Error;
 use crate::limits;
+use crate::state::members::MemberList;
 use crate::state::{alarms, auth, lease};
 use crate::version::CLUSTER_VERSION;
 
@@ -39,7 +40,7 @@ pub struct Export<'a> {
     /// For the file itself, and for what is sorted on the way.
     pub dir: &'a Path,
     pub keyspace: &'a Keyspace,
-    pub members: &'a [pb::Member],
+    pub members: &'a MemberList,
     /// Asked now and then; an error ends the export.
     pub may_go_on: &'a dyn Fn() -> Result<(), Error>,
 }
@@ -180,8 +181,8 @@ impl Export<'_> {
             ("authRoles", users.roles),
             ("authUsers", users.users),
             ("cluster", cluster.into()),
-            ("members", self.members.iter().map(member_row).collect()),
-            ("members_removed", Rows::new()),
+            ("members", self.members.members.iter().map(member_row).collect()),
+            ("members_removed", self.members.removed.iter().map(|id| (hex(*id), b"removed".to_vec())).collect()),
             ("meta", self.meta(tables)),
         ])
     }
@@ -189,7 +190,7 @@ impl Export<'_> {
     fn meta(&self, tables: &PinnedTables<'_>) -> Rows {
         let applied = tables.applied().unwrap_or_default();
         let ids = |learner: bool| -> Vec<u64> {
-            self.members.iter().filter(|member| member.is_learner == learner).map(|member| member.id).collect()
+            self.members.members.iter().filter(|member| member.is_learner == learner).map(|member| member.id).collect()
         };
         let mut conf_state = serde_json::json!({ "voters": ids(false), "auto_leave": false });
         if !ids(true).is_empty() {
@@ -254,6 +255,10 @@ fn revision_key((main, sub): Key, is_delete: bool) -> Vec<u8> {
     key
 }
 
+fn hex(id: u64) -> Vec<u8> {
+    format!("{id:x}").into_bytes()
+}
+
 fn member_row(member: &pb::Member) -> (Vec<u8>, Vec<u8>) {
     let mut row = serde_json::json!({ "id": member.id, "peerURLs": member.peer_ur_ls });
     if !member.name.is_empty() {
@@ -265,7 +270,7 @@ fn member_row(member: &pb::Member) -> (Vec<u8>, Vec<u8>) {
     if member.is_learner {
         row["isLearner"] = true.into();
     }
-    (format!("{:x}", member.id).into_bytes(), row.to_string().into_bytes())
+    (hex(member.id), row.to_string().into_bytes())
 }
 
 /// The file is not what the member lives from: it goes on.

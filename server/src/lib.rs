@@ -24,6 +24,8 @@ pub mod auth;
 pub mod apply;
 pub mod state;
 
+pub mod founding;
+pub mod peers;
 pub mod policy;
 pub mod services;
 pub mod watch;

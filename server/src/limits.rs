@@ -271,6 +271,22 @@ pub const PEER_KEEPALIVE_TIME: Duration = Duration::from_secs(10);
 pub const PEER_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// Connections on the peer listener that have not shown yet what they are; more are rejected.
 pub const PEERS_ARRIVING_MAX: usize = 256;
+/// How long a member must have been answering to count when members change, as in etcd.
+pub const STEADY_MEMBER_TIME: Duration = Duration::from_secs(5);
+/// Pause before a change of members that another has overtaken is tried again.
+pub const CHANGE_RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// How often somebody who waits for a leader looks.
+pub const LEADER_POLL: Duration = Duration::from_millis(20);
+/// Questions of other members that wait for an answer; more are not served.
+pub const PEER_QUESTIONS_MAX: usize = 4096;
+/// How long a member that was removed goes on, so that whoever asked for it hears of it; as in etcd.
+pub const REMOVED_GRACE: Duration = Duration::from_secs(1);
+/// Pause before a member tries again to tell the cluster who it is.
+pub const PUBLISH_RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// How long one peer may take to say who takes part, as in etcd.
+pub const ASK_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for a founder, which does not need the answer.
+pub const ASK_TIMEOUT_OF_FOUNDERS: Duration = Duration::from_secs(1);
 
 /// Peer addresses of one member.
 pub const PEER_URLS_MAX: usize = 64;

@@ -21,7 +21,7 @@ use daymark_api::etcdserverpb as pb;
 use crate::config::gates::FeatureGates;
 use crate::rpc::{Rpc, RpcKind};
 
-pub use applied::{AppliedCounters, AppliedSample, FailureCounters};
+pub use applied::{AppliedCounters, AppliedSample, FailureCounters, PROMOTION_FAILURES, PromotionCounters};
 use histogram::Histogram;
 pub use histogram::HistogramSample;
 use process::Process;
@@ -282,6 +282,8 @@ pub struct Sample {
     pub is_leader: bool,
     pub is_learner: bool,
     pub leader_changes: u64,
+    /// Learners promoted, and refused by reason.
+    pub promotions: (u64, [u64; PROMOTION_FAILURES.len()]),
     pub proposals_committed: u64,
     pub proposals_applied: u64,
     pub proposals_pending: u64,
@@ -617,8 +619,12 @@ fn peers(families: &mut Families, s: &Sample) {
     let remotes: Vec<String> = s.members.iter().map(|id| format!("{id:x}")).collect();
     let rows = remotes.iter().map(|remote| (vec![("Local", &*local), ("Remote", &**remote)], 1.0));
     families.labelled("etcd_network_known_peers", "members known", MetricType::GAUGE, rows);
+    let (promoted, failed) = &s.promotions;
+    families.counter("etcd_server_learner_promote_successes", "learners promoted", *promoted);
+    let failed = PROMOTION_FAILURES.iter().zip(failed).filter(|(_, count)| **count > 0);
+    let rows = failed.map(|(reason, count)| (vec![("Reason", *reason)], *count as f64));
+    families.labelled("etcd_server_learner_promote_failures", "learners not promoted", MetricType::COUNTER, rows);
     if s.members.len() == 1 {
-        families.counter("etcd_server_learner_promote_successes", "learners promoted", 0);
         families.gauge("etcd_server_snapshot_apply_in_progress_total", "snapshots being installed", 0.0);
     }
 }
@@ -728,6 +734,7 @@ mod tests {
         let sample = Sample {
             member_id: 0xab,
             has_leader: true,
+            promotions: (0, [0; PROMOTION_FAILURES.len()]),
             wal_fsync: fsync,
             applied: AppliedSample { puts: 7, ranges: 3, ..AppliedSample::default() },
             members: vec![0xab],

@@ -11,20 +11,22 @@ use std::fmt;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc as std_mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use daymark_api::etcdserverpb as pb;
-use daymark_raft::{AppliedProgress, Bootstrap, Handle, MemberInfo, NoCalls, PeerOptions, RaftOptions};
+use daymark_raft::{AppliedProgress, Bootstrap, Handle, PeerOptions, RaftOptions};
 use daymark_storage::backend::rocks::{RocksBackend, RocksOptions};
 use daymark_storage::disk::{DirLock, Disk, RealDisk};
 use daymark_storage::mvcc::Keyspace;
 use daymark_storage::snapshot::{self, SnapshotStore};
 use daymark_storage::wal::{self, Identity, Recovered, Wal, WalOptions, WalStats};
 use daymark_storage::{LogId, StorageError};
-use sha1::{Digest, Sha1};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
 
 use crate::apply::{self, Applier};
 use crate::auth::password::PasswordPool;
@@ -36,6 +38,7 @@ use crate::config::gates::{FeatureGates, Gate};
 use crate::config::tls::CertificateSource;
 use crate::config::values::Url;
 use crate::error::Error;
+use crate::founding::{self, Founding};
 use crate::limits::{self, MemorySplit};
 use crate::mailbox::Mailbox;
 use crate::metrics::{HistogramSample, Metrics, Sample};
@@ -43,11 +46,14 @@ use crate::net::accept::{self, BindError, Bound, Role};
 use crate::net::peers::{Addresses, PeerDialer, PeerDoor, Strangers};
 use crate::net::tls::{Tls, TlsError};
 use crate::net::{Condition, FrontDoor, NetOptions, NetThreads, PeerTls, RaftCondition};
+use crate::peers;
+use crate::peers::serve::Question;
 use crate::policy::room::{Directory, RoomWatch};
 use crate::policy::upkeep::Upkeep;
 use crate::policy::{compactor, lessor, timer};
 use crate::request::{Context, Reply, Request, RequestStream, Sink, StreamRequest};
 use crate::services::reclaim::LongWork;
+use crate::services::reconfigure::Reconfigure;
 use crate::services::snapshot::Snapshots;
 use crate::services::watch::Permission;
 use crate::services::{self, Door, Member, Settings};
@@ -66,7 +72,7 @@ pub struct StartError {
 }
 
 impl StartError {
-    fn new(cause: impl fmt::Display, remedy: impl fmt::Display) -> Self {
+    pub(crate) fn new(cause: impl fmt::Display, remedy: impl fmt::Display) -> Self {
         Self { cause: cause.to_string(), remedy: remedy.to_string() }
     }
 }
@@ -124,7 +130,8 @@ impl Server {
         let for_peers = accept::bind(&config.listen_peer, Role::Peer, config.socket)?;
         let mut tls = open_tls(config, |source| matches!(source, CertificateSource::Files { .. }))?;
         let disk: Arc<dyn Disk> = Arc::new(RealDisk::new());
-        let identity = identity(config, &*disk)?;
+        let mut ask = |urls: &[String]| peers::ask::introduction(urls, config);
+        let Founding { identity, anew, known } = founding::found(config, &*disk, &wal_dir(config), &mut ask)?;
         let lock = lock_data_dir(&*disk, &config.data_dir)?;
         let net_threads = net_threads(config);
         let memory = limits::split_memory(memory_budget(config), net_threads);
@@ -143,27 +150,23 @@ impl Server {
         let mut applier = Applier::open(storage.writer, views.clone(), progress.clone())?;
         applier.warn_above(config.warning_apply);
         applier.began_as(storage.installed);
+        refuse_if_removed(&views)?;
+        views.know_before(known);
         let thread_failed = |error: std::io::Error| StartError::new(error, "raise the limit of threads of this user");
         let (queue, apply_thread) = apply::start(applier, fatal(&on_fatal, "apply")).map_err(thread_failed)?;
         let wal_fatal = fatal(&on_fatal, "log");
         let wal_thread = wal::run(storage.worker, move |error| wal_fatal(error.to_string()));
-        let founders = vec![MemberInfo {
-            id: member_id,
-            name: config.name.clone(),
-            peer_urls: texts(&config.advertise_peer),
-            client_urls: texts(&config.advertise_client),
-            is_learner: false,
-        }];
+        let (calls, asked) = peers::serve::calls(views.clone());
         let options = RaftOptions {
             identity,
             wal: storage.wal.clone(),
             heartbeat: config.heartbeat,
             election: config.election,
-            bootstrap: Bootstrap::from_recovered(&storage.recovered, founders),
+            bootstrap: Bootstrap::from_recovered(&storage.recovered, anew),
             applied: progress,
             peers: PeerOptions {
                 dialer: Arc::new(PeerDialer::new(addresses(&views), peer_tls.clone())),
-                calls: Arc::new(NoCalls),
+                calls,
                 version: crate::VERSION.into(),
             },
             snapshots: Some(state_snapshots(config, &disk, cluster_id, &storage.keyspace)),
@@ -172,7 +175,6 @@ impl Server {
             .map_err(|error| StartError::new(error, "choose a data directory that belongs to this member"))?;
         let strangers = Strangers::default();
         open_to_peers(&raft, peer_tls, strangers.clone(), for_peers);
-        wait_until_replayed(&raft, &views)?;
         let room = room_watch(config, &views, disk.clone(), storage.wal.clone())?;
         // Known before the first request.
         room.step()?;
@@ -193,9 +195,10 @@ impl Server {
             ring_bytes: memory.ring_bytes,
             disk: disk.clone(),
             tls,
+            asked: Mutex::new(Some(asked)),
             on_fatal: on_fatal.clone(),
         };
-        let net = start_net(&parts).map_err(thread_failed)??;
+        let net = start_net(parts).map_err(thread_failed)??;
         // Set once: it was made here.
         let _ = strangers.set(Box::new(net.taker()));
         tracing::info!("ready to serve client requests");
@@ -223,6 +226,7 @@ impl Server {
     /// next start has nothing to replay.
     pub fn stop(self) {
         tracing::info!("closing etcd server");
+        hand_over(&self.raft);
         let mut fine = self.net.stop();
         self.timers.into_iter().for_each(timer::Running::stop);
         match current_thread_runtime() {
@@ -239,6 +243,20 @@ impl Server {
             tracing::error!("a thread had panicked");
         }
         tracing::info!("closed etcd server");
+    }
+}
+
+/// A leader that stops lets another member lead first, so that nobody has to miss it.
+fn hand_over(raft: &Handle) {
+    let status = raft.status();
+    if !status.is_leader || status.voters.len() < 2 {
+        return;
+    }
+    let handed = current_thread_runtime().map(|runtime| runtime.block_on(raft.transfer_leader(None)));
+    match handed {
+        Ok(Ok(leader)) => tracing::info!(leader = format!("{leader:x}"), "handed leadership over"),
+        Ok(Err(error)) => tracing::warn!(%error, "leadership was not handed over: the others elect a leader"),
+        Err(error) => tracing::warn!(%error, "leadership was not handed over: the others elect a leader"),
     }
 }
 
@@ -409,55 +427,20 @@ fn lock_data_dir(disk: &dyn Disk, dir: &Path) -> Result<DirLock, StartError> {
     Ok(disk.lock(dir)?)
 }
 
-/// Who this member is: what its log says, else what the flags derive. As in etcd, the flags of a cluster's foundation
-/// have no effect on a member that has been founded.
-fn identity(config: &Config, disk: &dyn Disk) -> Result<Identity, StartError> {
-    let derived = founding_identity(config);
-    let Some(found) = Wal::identity_on_disk(disk, &wal_dir(config))? else { return derived };
-    if !derived.is_ok_and(|derived| derived == found) {
-        let (member, cluster) = (format!("{:x}", found.member_id), format!("{:x}", found.cluster_id));
-        tracing::warn!(member, cluster, "the --initial flags differ from those this member was founded with: ignored");
-    }
-    Ok(found)
+fn refuse_if_removed(views: &Views) -> Result<(), StartError> {
+    if views.was_removed() { Err(removed(views)) } else { Ok(()) }
 }
 
-/// Who this member and all founders of its cluster are, for a state that is made before it starts.
-pub(crate) fn founders(config: &Config) -> Result<(Identity, Vec<MemberInfo>), StartError> {
-    let identity = founding_identity(config)?;
-    let founder = |(name, urls): &(String, Vec<Url>)| MemberInfo {
-        id: identity.member_id,
-        name: name.clone(),
-        peer_urls: texts(urls),
-        client_urls: Vec::new(),
-        is_learner: false,
-    };
-    Ok((identity, config.initial_cluster.iter().map(founder).collect()))
-}
-
-/// Member and cluster id as etcd derives them, so that both stay what they were when a cluster is moved.
-fn founding_identity(config: &Config) -> Result<Identity, StartError> {
-    let mut ids = Vec::new();
-    for (_, urls) in &config.initial_cluster {
-        let mut urls = texts(urls);
-        urls.sort();
-        let mut hash = Sha1::new();
-        urls.iter().for_each(|url| hash.update(url));
-        hash.update(&config.cluster_token);
-        ids.push(first_u64(&hash.finalize()));
-    }
-    let [member_id] = ids[..] else {
-        return Err(StartError::new(
-            format!("--initial-cluster names {} members; this version of Daymark runs one", ids.len()),
-            "name this member only",
-        ));
-    };
-    let mut hash = Sha1::new();
-    hash.update(member_id.to_be_bytes());
-    Ok(Identity { cluster_id: first_u64(&hash.finalize()), member_id })
-}
-
-fn first_u64(hash: &[u8]) -> u64 {
-    hash.iter().take(8).fold(0, |id, byte| id << 8 | u64::from(*byte))
+/// Why a member does not run any more.
+fn removed(views: &Views) -> StartError {
+    StartError::new(
+        format!(
+            "the member has been permanently removed from the cluster: its id {:x} never comes back",
+            views.member_id
+        ),
+        "to take part again, delete its data directory, add it with `etcdctl member add` and start it with \
+         --initial-cluster-state=existing",
+    )
 }
 
 fn texts(urls: &[Url]) -> Vec<String> {
@@ -488,21 +471,6 @@ fn fatal(on_fatal: &OnFatal, part: &'static str) -> Box<dyn FnOnce(String) + Sen
 
 fn current_thread_runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
-}
-
-/// Waits until this member leads and has applied everything that was in its log: a read before that could see a state
-/// older than one that was seen before the restart.
-fn wait_until_replayed(raft: &Handle, views: &Views) -> Result<(), StartError> {
-    let stopped = |error: &dyn fmt::Display| StartError::new(error, "see the log lines above");
-    let runtime = current_thread_runtime().map_err(|error| stopped(&error))?;
-    let index = runtime.block_on(raft.wait_ready()).map_err(|error| stopped(&error))?;
-    while views.applied_index() < index {
-        if raft.status().leader.is_none() {
-            return Err(stopped(&"the member stopped while it replayed its log"));
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    Ok(())
 }
 
 /// Looks at the volumes of all directories that this member writes to.
@@ -559,12 +527,14 @@ struct Parts<'a> {
     ring_bytes: u64,
     disk: Arc<dyn Disk>,
     tls: Option<Arc<Tls>>,
+    /// What other members ask; taken by the first net thread.
+    asked: Mutex<Option<mpsc::Receiver<Question>>>,
     on_fatal: OnFatal,
 }
 
 /// Starts the net threads and waits until this member's name and client addresses are replicated.
-fn start_net(parts: &Parts<'_>) -> std::io::Result<Result<NetThreads, StartError>> {
-    let Parts { config, views, raft, .. } = parts;
+fn start_net(parts: Parts<'_>) -> std::io::Result<Result<NetThreads, StartError>> {
+    let Parts { config, views, raft, asked, .. } = parts;
     let net_threads = views.mailboxes.len();
     let settings = Settings {
         max_request_bytes: config.max_request_bytes,
@@ -574,21 +544,24 @@ fn start_net(parts: &Parts<'_>) -> std::io::Result<Result<NetThreads, StartError
         quota_bytes: config.quota_backend_bytes.map_or(-1, |bytes| bytes as i64),
         bcrypt_cost: config.bcrypt_cost,
         revokes_first: config.gates.open(Gate::PriorityRequest),
+        learners_max: config.learners_max,
+        strict_changes: config.strict_changes,
     };
     let checkpoints = config.gates.open(Gate::LeaseCheckpoint).then_some(limits::LEASE_CHECKPOINT_INTERVAL);
-    let lessor = lessor::Lessor::with_checkpoints((*views).clone(), config.election, checkpoints);
+    let lessor = lessor::Lessor::with_checkpoints(views.clone(), config.election, checkpoints);
     let (answers_max, answer_max) = limits::answer_budget(machine_bytes());
     let answers = Budget::new(answers_max, answer_max);
     let member = Arc::new(Member {
         answers: answers.clone(),
-        views: (*views).clone(),
-        raft: (*raft).clone(),
+        views: views.clone(),
+        raft: raft.clone(),
         lessor,
         passwords: PasswordPool::start()?,
         settings,
         reclaim: LongWork::default(),
         exports: LongWork::default(),
         snapshots: snapshots(config, parts.disk.clone()),
+        reconfigure: Reconfigure::default(),
         on_fatal: parts.on_fatal.clone(),
     });
     let watched: Arc<[WatchGauges]> = (0..net_threads).map(|_| WatchGauges::default()).collect();
@@ -602,7 +575,7 @@ fn start_net(parts: &Parts<'_>) -> std::io::Result<Result<NetThreads, StartError
         name: config.name.clone(),
         client_urls: texts(&config.advertise_client),
     };
-    let (published, publication) = mpsc::sync_channel(1);
+    let (published, publication) = std_mpsc::sync_channel(1);
     let watch = WatchOptions {
         ring_bytes_max: parts.ring_bytes as usize,
         fragment_bytes: config.max_request_bytes + limits::MESSAGE_OVERHEAD_BYTES,
@@ -625,6 +598,9 @@ fn start_net(parts: &Parts<'_>) -> std::io::Result<Result<NetThreads, StartError
         let front = Front::new(member.clone(), number, watch.clone(), watched.clone());
         if number == 0 {
             tokio::task::spawn_local(first_thread_work(front.clone(), attributes.clone(), published.clone()));
+            if let Some(asked) = asked.lock().take() {
+                tokio::task::spawn_local(peers::serve::run(front.door.clone(), asked));
+            }
             if let Some(plan) = compactor::Plan::of(auto_compaction) {
                 tokio::task::spawn_local(compact_by(plan, front.clone()));
             }
@@ -647,11 +623,25 @@ fn start_net(parts: &Parts<'_>) -> std::io::Result<Result<NetThreads, StartError
 async fn first_thread_work(
     front: Rc<Front>,
     attributes: MemberAttributes,
-    published: mpsc::SyncSender<Result<(), Error>>,
+    published: std_mpsc::SyncSender<Result<(), Error>>,
 ) {
     // Nobody listens any more only if the start has been given up.
-    let _ = published.send(front.door.publish_attributes(&attributes).await);
+    let _ = published.send(join_cluster(&front.door, &attributes).await);
     front.door.run_lessor().await;
+}
+
+/// Waits until this member has seen what the cluster knows, and tells it who it is; as often as it takes.
+async fn join_cluster(door: &Door, attributes: &MemberAttributes) -> Result<(), Error> {
+    door.wait_joined().await?;
+    loop {
+        match door.publish_attributes(attributes).await {
+            Err(error) if error != Error::Stopped => {
+                tracing::warn!(%error, "failed to publish local member to cluster through raft, to be tried again");
+                tokio::time::sleep(limits::PUBLISH_RETRY_PAUSE).await;
+            }
+            published => return published,
+        }
+    }
 }
 
 async fn compact_by(plan: compactor::Plan, front: Rc<Front>) {
@@ -697,6 +687,11 @@ impl Front {
         loop {
             tokio::time::sleep(limits::STREAM_CHECK_INTERVAL).await;
             gauges[thread].store(&self.engine.borrow().stats());
+            if thread == 0 && self.door.views().was_removed() {
+                tokio::time::sleep(limits::REMOVED_GRACE).await;
+                let why = removed(self.door.views());
+                (self.door.member().on_fatal)(&format!("{}; {}", why.cause, why.remedy));
+            }
             if self.door.has_leader() {
                 led = Instant::now();
             } else if led.elapsed() >= 3 * election {
@@ -712,7 +707,7 @@ impl FrontDoor for Front {
     }
 
     async fn watch(self: &Rc<Self>, context: Context, requests: RequestStream<pb::WatchRequest>, sink: Sink) {
-        match self.door.check_context(&context) {
+        match self.door.check_stream_context(&context) {
             Ok(()) => {
                 let door = self.door.clone();
                 let permission: Rc<Permission> = Rc::new(move |context, create| {
@@ -731,7 +726,7 @@ impl FrontDoor for Front {
         requests: RequestStream<pb::LeaseKeepAliveRequest>,
         sink: Sink,
     ) {
-        match self.door.check_context(&context) {
+        match self.door.check_stream_context(&context) {
             Ok(()) => self.door.lease_keep_alive(context, requests, sink).await,
             Err(error) => sink.finish(Err(error)),
         }
@@ -810,8 +805,9 @@ fn sample_source(
             member_id: views.member_id,
             has_leader: raft.leader.is_some(),
             is_leader: raft.is_leader,
-            is_learner: raft.learners.contains(&raft.member_id),
+            is_learner: views.is_learner(),
             leader_changes: raft.leader_changes_seen,
+            promotions: views.promotions.values(),
             proposals_committed: raft.committed_index.unwrap_or(0),
             proposals_applied: views.applied_index(),
             proposals_pending: raft.committed_index.unwrap_or(0).saturating_sub(views.applied_index()),
@@ -837,7 +833,7 @@ fn sample_source(
             log_lines_dropped: crate::logging::dropped_lines(),
             failures: views.failures.values(),
             gates,
-            members: views.members.load().iter().map(|member| member.id).collect(),
+            members: views.members.load().members.iter().map(|member| member.id).collect(),
             peers: member.raft.peer_traffic(),
             applied: views.counters.sample(),
             wal_write_bytes: stats.bytes_written_total,

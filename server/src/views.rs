@@ -15,9 +15,10 @@ use crate::auth::table::AuthTable;
 use crate::auth::token::{TokenSpec, Tokens};
 use crate::limits;
 use crate::mailbox::Mailbox;
-use crate::metrics::{AppliedCounters, FailureCounters, MemberDurations};
+use crate::metrics::{AppliedCounters, FailureCounters, MemberDurations, PromotionCounters};
 use crate::policy::size::SizeGauge;
 use crate::state::lease::LeaseChange;
+use crate::state::members::MemberList;
 
 /// How much room the disks have for more writes, best first.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,12 +66,19 @@ pub struct Views {
     pub failures: FailureCounters,
     /// How long maintenance took, for metrics.
     pub durations: MemberDurations,
+    /// What became of requests to promote learners, likewise.
+    pub promotions: PromotionCounters,
     /// What happened to leases, for the lessor.
     pub leases: LeaseFeed,
     /// Active alarms, ordered by member and type.
     pub alarms: ArcSwap<Vec<pb::AlarmMember>>,
-    /// Members by id, as `MemberList` shows them.
-    pub members: ArcSwap<Vec<pb::Member>>,
+    /// Who takes part, and who no longer does.
+    pub members: ArcSwap<MemberList>,
+    /// Where members are reached that the list does not know yet: founders before the first entry, and the cluster that
+    /// this member joins.
+    known_before: ArcSwap<Vec<pb::Member>>,
+    /// This member is a learner.
+    is_learner: AtomicBool,
     /// Users, roles and whether they are asked for. Stored before the revisions that were made under it, so that nobody
     /// reads something newer than the rights it is checked against.
     pub auth: ArcSwap<AuthTable>,
@@ -106,9 +114,12 @@ impl Views {
             counters: AppliedCounters::default(),
             failures: FailureCounters::default(),
             durations: MemberDurations::default(),
+            promotions: PromotionCounters::default(),
             leases: LeaseFeed::new(limits::LEASE_CHANGES_MAX),
             alarms: ArcSwap::default(),
             members: ArcSwap::default(),
+            known_before: ArcSwap::default(),
+            is_learner: AtomicBool::new(false),
             auth: ArcSwap::default(),
             tokens,
         })
@@ -117,6 +128,41 @@ impl Views {
     /// Log index up to which the published state is current.
     pub fn applied_index(&self) -> u64 {
         self.applied_index.load(Ordering::SeqCst)
+    }
+
+    /// Apply only, and whoever installs a state: the member list has changed.
+    pub fn publish_members(&self, members: Arc<MemberList>) {
+        let is_learner = members.get(self.member_id).is_some_and(|member| member.is_learner);
+        self.members.store(members);
+        self.is_learner.store(is_learner, Ordering::Release);
+    }
+
+    /// At start: where members are reached until the list says so.
+    pub fn know_before(&self, members: Vec<pb::Member>) {
+        self.known_before.store(Arc::new(members));
+    }
+
+    /// Whether this member is a learner: one atomic load.
+    pub fn is_learner(&self) -> bool {
+        self.is_learner.load(Ordering::Acquire)
+    }
+
+    /// Whether this member no longer takes part, for good.
+    pub fn was_removed(&self) -> bool {
+        self.members.load().removed.contains(&self.member_id)
+    }
+
+    /// Where other members reach this one; nothing for one that was removed or is not known.
+    pub fn peer_urls(&self, id: u64) -> Vec<String> {
+        let members = self.members.load();
+        if let Some(member) = members.get(id) {
+            return member.peer_ur_ls.clone();
+        }
+        if members.removed.contains(&id) {
+            return Vec::new();
+        }
+        let before = self.known_before.load();
+        before.iter().find(|member| member.id == id).map(|member| member.peer_ur_ls.clone()).unwrap_or_default()
     }
 
     /// Term of the entry at [`Views::applied_index`].

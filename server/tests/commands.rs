@@ -79,11 +79,11 @@ pub fn command() -> impl Strategy<Value = Generated> {
         6 => (lease(), 0..9i64).prop_map(|(id, ttl)| Generated::Grant(pb::LeaseGrantRequest { id, ttl })),
         4 => lease().prop_map(|id| Generated::Revoke(pb::LeaseRevokeRequest { id })),
         3 => (prop::collection::vec(lease(), 0..4), prop::collection::vec(1..8u64, 0..4))
-            .prop_map(|(ids, grants)| Generated::Expire(LeaseExpire { ids, grants })),
+            .prop_map(|(ids, grants)| Generated::Expire(LeaseExpire { ids, grants, term: 0 })),
         3 => prop::collection::vec((lease(), 1..8u64, 0..5i64), 0..4).prop_map(|of| {
             let (ids, grants) = of.iter().map(|(id, grant, _)| (*id, *grant)).unzip();
             let remaining_secs = of.iter().map(|(_, _, remaining)| *remaining).collect();
-            Generated::Checkpoint(LeaseCheckpoint { ids, grants, remaining_secs })
+            Generated::Checkpoint(LeaseCheckpoint { ids, grants, remaining_secs, term: 0 })
         }),
         1 => (0..3i32, 0..2u64, prop_oneof![5 => Just(0), 2 => Just(1)])
             .prop_map(|(action, member_id, alarm)| Generated::Alarm(pb::AlarmRequest { action, member_id, alarm })),

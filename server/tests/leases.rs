@@ -34,7 +34,7 @@ fn fact(member: &TestMember, wanted: i64) -> Option<LeaseFact> {
 }
 
 fn expire(member: &TestMember, ids: Vec<i64>, grants: Vec<u64>) {
-    let expire = LeaseExpire { ids, grants };
+    let expire = LeaseExpire { ids, grants, term: 0 };
     member.wait(async |door| door.propose_own(Kind::LeaseExpire, &expire).await).expect("applied");
 }
 
@@ -70,6 +70,7 @@ fn the_time_left_at_a_checkpoint_survives_a_restart_until_the_lease_is_renewed()
         ids: vec![7, 8, 9],
         grants: vec![fact(&member, 7).expect("it is there").grant, 99, 1],
         remaining_secs: vec![400, 300, 200],
+        term: 0,
     };
     member.wait(async |door| door.propose_own(Kind::LeaseCheckpoint, &checkpoint).await).expect("applied");
     assert_eq!(fact(&member, 8).expect("another grant").remaining_secs, 0);
@@ -126,5 +127,30 @@ fn many_leases_end_together_and_each_in_a_revision_of_its_own() {
         assert!(door.member().lessor.list().expect("it can be read").is_empty());
         lessor.abort();
     });
+    member.stop();
+}
+
+/// Whoever led then kept the time; whoever leads now may have renewed the lease meanwhile.
+#[test]
+fn what_a_leader_of_another_term_says_of_time_has_no_effect() {
+    let mut member = TestMember::new();
+    let led = member.door.member().raft.term();
+    grant(&member, 7, 1000);
+    member = member.kill();
+    let leads = member.door.member().raft.term();
+    assert!(leads > led);
+    let (ids, grants) = (vec![7], vec![fact(&member, 7).expect("it is there").grant]);
+    let expire = |term| LeaseExpire { ids: ids.clone(), grants: grants.clone(), term };
+    let checkpoint = |term| LeaseCheckpoint { ids: ids.clone(), grants: grants.clone(), remaining_secs: vec![5], term };
+    for (term, left) in [(led, 0), (leads, 5)] {
+        let note = checkpoint(term);
+        member.wait(async |door| door.propose_own(Kind::LeaseCheckpoint, &note).await).expect("applied");
+        assert_eq!(fact(&member, 7).expect("it is there").remaining_secs, left, "term {term}");
+    }
+    for (term, ended) in [(led, false), (leads, true)] {
+        let end = expire(term);
+        member.wait(async |door| door.propose_own(Kind::LeaseExpire, &end).await).expect("applied");
+        assert_eq!(fact(&member, 7).is_none(), ended, "term {term}");
+    }
     member.stop();
 }

@@ -8,6 +8,7 @@ mod language;
 mod leases;
 mod maintenance;
 mod member;
+mod members;
 mod process;
 mod range_stream;
 mod replay;

@@ -90,13 +90,14 @@ impl TestMember {
             peer_urls: vec!["http://peer:2380".into()],
             client_urls: Vec::new(),
             is_learner: false,
+            has_vote: true,
         };
         let options = RaftOptions {
             identity: IDENTITY,
             wal: log,
             heartbeat: Duration::from_millis(100),
             election: settings.election,
-            bootstrap: Bootstrap::from_recovered(&recovered, vec![me]),
+            bootstrap: Bootstrap::from_recovered(&recovered, Bootstrap::New { members: vec![me] }),
             applied: progress,
             peers: PeerOptions::none(),
             snapshots: None,
@@ -118,6 +119,7 @@ impl TestMember {
                 reclaim: Default::default(),
                 exports: Default::default(),
                 snapshots,
+                reconfigure: Default::default(),
                 on_fatal,
             }),
             0,
@@ -141,7 +143,7 @@ impl TestMember {
         let running = door.clone();
         net.spawn_local(async move { running.run().await });
         let member = Self { disk, backend, door, engine, threads: vec![log_thread, apply_thread], fatal, runtime, net };
-        member.wait(async |door| door.wait_ready().await.expect("it leads"));
+        member.wait(async |door| door.wait_joined().await.expect("it leads"));
         member
     }
 

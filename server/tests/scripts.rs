@@ -125,9 +125,9 @@ fn run(member: TestMember, caller: Context, line: &str) -> (TestMember, String) 
         },
         "expire" => {
             let ids = std::iter::from_fn(|| words.word()).map(|id| id.parse().expect("an id")).collect();
-            match member
-                .wait(async |door| door.propose_own(Kind::LeaseExpire, &LeaseExpire { ids, grants: Vec::new() }).await)
-            {
+            match member.wait(async |door| {
+                door.propose_own(Kind::LeaseExpire, &LeaseExpire { ids, ..Default::default() }).await
+            }) {
                 Ok(reply) => language::reply(&reply),
                 Err(error) => failed(&error),
             }

@@ -202,9 +202,17 @@ const NOT_ASKED: &[(&str, &str)] = &[
         "Daymark's own: etcd does as it is told; server/tests/scripts",
     ),
     (
-        "daymark: this version runs one member: a second one cannot be added yet",
-        "Daymark's own: etcd adds one; server/tests/scripts",
+        "etcdserver: member ID already exist",
+        "the same addresses in the same second: server/src/services/reconfigure.rs",
     ),
+    (
+        "etcdserver: can only promote a learner member which is in sync with leader",
+        "needs several members: server/tests/members.rs",
+    ),
+    ("etcdserver: too many learner members in cluster", "needs several members: server/tests/members.rs"),
+    ("etcdserver: unhealthy cluster", "needs several members: server/tests/members.rs"),
+    ("etcdserver: rpc not supported for learner", "needs several members: tests/tests/cluster.rs"),
+    ("etcdserver: request timed out, leader transfer took too long", "needs several members that do not answer"),
     (
         "daymark: the disk has not enough room to make a snapshot: free some, or back up with less history after a compaction",
         "needs a full disk: server/tests",

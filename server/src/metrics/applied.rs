@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Counter;
 use super::histogram::{self, Histogram, HistogramSample};
+use crate::error::Error;
 
 macro_rules! operations {
     ($($variant:ident $name:literal;)*) => {
@@ -49,6 +50,44 @@ operations! {
     RoleGrantPermission "AuthRoleGrantPermission";
     RoleRevokePermission "AuthRoleRevokePermission";
     Other "Other";
+}
+
+/// What became of requests to promote a learner.
+#[derive(Debug, Default)]
+pub struct PromotionCounters {
+    succeeded: AtomicU64,
+    /// By etcd's text of the reason, in the order of [`PROMOTION_FAILURES`].
+    failed: [AtomicU64; PROMOTION_FAILURES.len()],
+}
+
+/// Reasons that are told apart; the last one is for all others.
+pub const PROMOTION_FAILURES: [&str; 5] = [
+    "etcdserver: can only promote a learner member which is in sync with leader",
+    "etcdserver: can only promote a learner member",
+    "etcdserver: member not found",
+    "etcdserver: re-configuration failed due to not enough started members",
+    "other",
+];
+
+impl PromotionCounters {
+    /// One more, with why it failed if it has.
+    pub fn count(&self, error: Option<&Error>) {
+        let counter = match error {
+            None => &self.succeeded,
+            Some(error) => {
+                let text = error.text();
+                let place = PROMOTION_FAILURES.iter().position(|known| *known == text);
+                &self.failed[place.unwrap_or(PROMOTION_FAILURES.len() - 1)]
+            }
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Successes, and failures in the order of [`PROMOTION_FAILURES`].
+    pub fn values(&self) -> (u64, [u64; PROMOTION_FAILURES.len()]) {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (load(&self.succeeded), std::array::from_fn(|place| load(&self.failed[place])))
+    }
 }
 
 /// What apply has done since the start; only its thread counts.

@@ -149,7 +149,7 @@ impl Lessor {
         self.follow(&mut times, self.now_ms())?;
         let (true, Some(timed)) = (times.remainders.contains_key(&id), times.leases.get(&id)) else { return Ok(None) };
         let grants = vec![timed.grant];
-        Ok(Some(LeaseCheckpoint { ids: vec![id], grants, remaining_secs: vec![0] }))
+        Ok(Some(LeaseCheckpoint { ids: vec![id], grants, remaining_secs: vec![0], term: 0 }))
     }
 
     /// Checkpoints that are due, of at most `max` leases.
@@ -220,7 +220,11 @@ pub async fn run(
         let status = raft.status();
         if !status.is_leader {
             lessor.rest();
-            continue;
+            // What happens to leases is followed all the same, so that to begin to lead takes no time.
+            match lessor.look(None) {
+                Ok(()) => continue,
+                Err(error) => return on_fatal(&error.to_string()),
+            }
         }
         // The end of a lease adds to history: it waits until there is room for that.
         if lessor.views.room() == Room::Spent {
@@ -250,7 +254,7 @@ async fn expire(
         }
         left -= due.len();
         let (ids, grants) = due.iter().map(|due| (due.id, due.grant)).unzip();
-        match propose(Proposal::Expire(LeaseExpire { ids, grants })).await {
+        match propose(Proposal::Expire(LeaseExpire { ids, grants, term })).await {
             Ok(()) => drop(lessor.counts.expired.fetch_add(due.len() as u64, Ordering::Relaxed)),
             Err(error) => {
                 tracing::warn!(%error, leases = due.len(), "ending leases failed, to be tried again");
@@ -269,7 +273,7 @@ async fn checkpoint(
     propose: &impl AsyncFn(Proposal) -> std::result::Result<(), Error>,
 ) -> Result<()> {
     for _ in 0..limits::LEASE_CHECKPOINTS_AT_ONCE_MAX {
-        let due = lessor.take_checkpoints(term, limits::LEASES_PER_COMMAND_MAX)?;
+        let due = LeaseCheckpoint { term, ..lessor.take_checkpoints(term, limits::LEASES_PER_COMMAND_MAX)? };
         let count = due.ids.len();
         if count == 0 {
             return Ok(());
@@ -348,6 +352,9 @@ impl Times {
     }
 
     fn rest(&mut self) {
+        if self.term != 0 {
+            self.wheel = Wheel::new(0);
+        }
         self.term = 0;
         self.over.clear();
         self.checkpoints.clear();
@@ -397,7 +404,8 @@ impl Times {
     fn insert(&mut self, fact: LeaseFact, now: u64) {
         let left = if fact.remaining_secs > 0 { fact.remaining_secs } else { fact.ttl_secs };
         let deadline_ms = deadline(now, left);
-        let tick = self.wheel.insert(fact.id, tick_of(deadline_ms));
+        // A member that does not lead turns no wheel: it would only grow.
+        let tick = if self.term == 0 { 0 } else { self.wheel.insert(fact.id, tick_of(deadline_ms)) };
         self.leases.insert(fact.id, Timed { ttl_secs: fact.ttl_secs, grant: fact.grant, deadline_ms, tick });
         self.note_remainder(fact);
         self.schedule_checkpoint(Due { id: fact.id, grant: fact.grant }, left, now);

@@ -46,6 +46,15 @@ fn writes(request: &Request) -> bool {
     }
 }
 
+/// Whether a learner answers it, as in etcd: what may be out of date.
+pub fn is_for_learners(request: &Request) -> bool {
+    match request {
+        Request::Status(_) => true,
+        Request::Range(range) => range.serializable,
+        _ => false,
+    }
+}
+
 /// Empty key, then sort order, then sort target.
 pub fn range(request: &pb::RangeRequest) -> Result<(), Error> {
     if request.key.is_empty() {

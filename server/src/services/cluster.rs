@@ -1,49 +1,51 @@
-//! The member list and its changes, as far as one member goes: etcd's rules are checked in etcd's order, what they allow
-//! and one member cannot do is refused. A change of peer addresses is replicated.
+//! The member list and its changes. A change is made by the leader, whoever is asked; the answer comes when the member
+//! that was asked has applied it. A change of peer addresses is a command like any other.
+
+use std::sync::Arc;
 
 use daymark_api::etcdserverpb as pb;
+use tokio::time::Instant;
 
+use super::reconfigure::{Change, Changed};
 use super::{Door, header};
 use crate::command::{Identity, Kind, MemberPeerUrls};
 use crate::error::Error;
 use crate::limits;
+use crate::peers::{PeerReply, PeerRequest};
 use crate::request::Reply;
+use crate::state::members::MemberList;
 
 impl Door {
     pub(super) async fn member_list(&self, request: &pb::MemberListRequest) -> Result<pb::MemberListResponse, Error> {
         if request.linearizable {
             self.read_barrier().await?;
         }
-        let members = self.views().members.load().to_vec();
+        let members = self.views().members.load().members.clone();
         // As in etcd, whose cluster answers carry no revision.
         Ok(pb::MemberListResponse { header: header(0), members })
     }
 
-    /// Why no member can be added. A second member would be a vote that nobody can give yet.
-    pub(super) fn member_add(&self, request: &pb::MemberAddRequest) -> Error {
-        let taken = |member: &pb::Member| {
-            request.peer_ur_ls.iter().any(|url| member.peer_ur_ls.iter().any(|own| own == url.trim()))
-        };
-        if self.views().members.load().iter().any(taken) {
-            return Error::PeerUrlsExist;
-        }
-        Error::SecondMember
+    /// The addresses have been looked at. They are kept in order, as in etcd.
+    pub(super) async fn member_add(&self, request: pb::MemberAddRequest) -> Result<Reply, Error> {
+        let mut peer_urls: Vec<String> = request.peer_ur_ls.iter().map(|url| url.trim().to_owned()).collect();
+        peer_urls.sort();
+        let change = Change::Add { peer_urls, is_learner: request.is_learner };
+        let (changed, list) = self.change_members(&change).await?;
+        // Gone again only if somebody has removed it meanwhile.
+        let member = list.get(changed.id).cloned();
+        Ok(Reply::MemberAdd(pb::MemberAddResponse { header: header(0), member, members: list.members.clone() }))
     }
 
-    /// Why no member can be removed: there is only one, and a cluster without a vote decides nothing any more.
-    pub(super) fn member_remove(&self, request: &pb::MemberRemoveRequest) -> Error {
-        match self.member_by_id(request.id) {
-            Some(_) => Error::NotEnoughStartedMembers,
-            None => Error::MemberNotFound,
-        }
+    pub(super) async fn member_remove(&self, request: &pb::MemberRemoveRequest) -> Result<Reply, Error> {
+        let (_, list) = self.change_members(&Change::Remove { id: request.id }).await?;
+        Ok(Reply::MemberRemove(pb::MemberRemoveResponse { header: header(0), members: list.members.clone() }))
     }
 
-    /// Why no member can be promoted: there is no learner.
-    pub(super) fn member_promote(&self, request: &pb::MemberPromoteRequest) -> Error {
-        match self.member_by_id(request.id) {
-            Some(_) => Error::MemberNotLearner,
-            None => Error::MemberNotFound,
-        }
+    pub(super) async fn member_promote(&self, request: &pb::MemberPromoteRequest) -> Result<Reply, Error> {
+        let promoted = self.change_members(&Change::Promote { id: request.id }).await;
+        self.views().promotions.count(promoted.as_ref().err());
+        let (_, list) = promoted?;
+        Ok(Reply::MemberPromote(pb::MemberPromoteResponse { header: header(0), members: list.members.clone() }))
     }
 
     /// Addresses are taken as they are given, as in etcd.
@@ -60,7 +62,35 @@ impl Door {
         self.propose(Kind::MemberUpdate, identity, &MemberPeerUrls { id: request.id, peer_urls }).await
     }
 
-    fn member_by_id(&self, id: u64) -> Option<pb::Member> {
-        self.views().members.load().iter().find(|member| member.id == id).cloned()
+    /// By the leader, and seen by this member.
+    async fn change_members(&self, change: &Change) -> Result<(Changed, Arc<MemberList>), Error> {
+        let deadline = Instant::now() + self.member().settings.request_timeout();
+        let changed = loop {
+            let made = match self.wait_leader(deadline).await? {
+                leader if leader == self.views().member_id => self.lead_change(change).await,
+                leader => match self.ask_member(leader, &PeerRequest::Change(change.clone()), deadline).await {
+                    Ok(PeerReply::Changed(changed)) => Ok(changed),
+                    Ok(other) => Err(other.unexpected()),
+                    Err(error) => Err(error),
+                },
+            };
+            match made {
+                // Nothing was proposed: whoever leads by now is asked.
+                Err(Error::NotLeader) if Instant::now() < deadline => {
+                    tokio::time::sleep(limits::CHANGE_RETRY_PAUSE).await;
+                }
+                Err(Error::NotLeader) => return Err(Error::TimedOut),
+                made => break made?,
+            }
+        };
+        let me = self.views().member_id;
+        if *change == (Change::Remove { id: me }) {
+            // It may never hear of its own end from the log: nobody sends it entries any more.
+            let mut list = MemberList::clone(&self.views().members.load());
+            list.members.retain(|member| member.id != me);
+            return Ok((changed, Arc::new(list)));
+        }
+        self.wait_applied(changed.index).await;
+        Ok((changed, self.views().members.load_full()))
     }
 }

@@ -20,9 +20,8 @@ impl Door {
         self.member().raft.read_barrier_now().is_some() || self.member().raft.status().leader.is_some()
     }
 
-    /// Whether this member has no vote.
+    /// Whether this member is a learner.
     pub fn is_learner(&self) -> bool {
-        let status = self.member().raft.status();
-        status.learners.contains(&status.member_id)
+        self.views().is_learner()
     }
 }

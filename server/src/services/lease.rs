@@ -16,6 +16,7 @@ use crate::auth::authorize::Streaming;
 use crate::command::{Identity, Kind};
 use crate::error::Error;
 use crate::limits;
+use crate::peers::{PeerReply, PeerRequest};
 use crate::policy::lessor::{self, Proposal, Renewal};
 use crate::request::{Context, Reply, Sink};
 use crate::state::lease;
@@ -46,21 +47,30 @@ impl Door {
         caller: Option<&Identity>,
         request: &pb::LeaseTimeToLiveRequest,
     ) -> Result<pb::LeaseTimeToLiveResponse, Error> {
-        let term = self.lead().await?;
-        let mut response = pb::LeaseTimeToLiveResponse { id: request.id, ttl: -1, ..Default::default() };
-        if let Some(left) = self.member().lessor.remaining(request.id, term)? {
-            (response.ttl, response.granted_ttl) = (left.remaining_secs, left.granted_secs);
-            if request.keys {
-                let (keyspace, id) = (self.member().views.keyspace.clone(), request.id);
-                let keys = move |_: &Caller| Ok(lease::attached_keys(&keyspace, id, limits::LEASE_KEYS_BYTES_MAX)?);
-                let bytes_max = limits::LEASE_KEYS_BYTES_MAX;
-                let keys = self.pool.run(keys).await?.ok_or(Error::ResponseTooLarge(bytes_max, bytes_max))?;
-                self.permit_keys(caller, Right::Read, keys.iter().map(|key| &key[..]))?;
-                response.keys = keys;
-            }
+        let question = PeerRequest::LeaseTimeToLive { id: request.id, keys: request.keys };
+        let answer = self.by_leader(question, async || self.time_to_live(request.id, request.keys).await).await?;
+        let PeerReply::LeaseTime { ttl_secs, granted_secs, keys } = answer else { return Err(answer.unexpected()) };
+        if request.keys && ttl_secs >= 0 {
+            self.permit_keys(caller, Right::Read, keys.iter().map(|key| &key[..]))?;
         }
-        response.header = header(self.keyspace().current_revision());
-        Ok(response)
+        let header = header(self.keyspace().current_revision());
+        Ok(pb::LeaseTimeToLiveResponse { header, id: request.id, ttl: ttl_secs, granted_ttl: granted_secs, keys })
+    }
+
+    /// As leader.
+    async fn time_to_live(&self, id: i64, wants_keys: bool) -> Result<PeerReply, Error> {
+        let term = self.lead().await?;
+        let Some(left) = self.member().lessor.remaining(id, term)? else {
+            return Ok(PeerReply::LeaseTime { ttl_secs: -1, granted_secs: 0, keys: Vec::new() });
+        };
+        let mut keys = Vec::new();
+        if wants_keys {
+            let keyspace = self.member().views.keyspace.clone();
+            let read = move |_: &Caller| Ok(lease::attached_keys(&keyspace, id, limits::LEASE_KEYS_BYTES_MAX)?);
+            let bytes_max = limits::LEASE_KEYS_BYTES_MAX;
+            keys = self.pool.run(read).await?.ok_or(Error::ResponseTooLarge(bytes_max, bytes_max))?;
+        }
+        Ok(PeerReply::LeaseTime { ttl_secs: left.remaining_secs, granted_secs: left.granted_secs, keys })
     }
 
     pub(super) async fn lease_leases(&self, caller: Option<&Identity>) -> Result<pb::LeaseLeasesResponse, Error> {
@@ -104,20 +114,42 @@ impl Door {
         context: &Context,
         request: pb::LeaseKeepAliveRequest,
     ) -> Result<pb::LeaseKeepAliveResponse, Error> {
-        let header = Some(self.header(self.keyspace().current_revision()));
-        let term = self.lead().await?;
+        let (header, id) = (Some(self.header(self.keyspace().current_revision())), request.id);
+        let renewal = async || {
+            let term = self.lead().await?;
+            self.permit_keep_alive(context, id).await?;
+            self.renew(id, term).await
+        };
+        let answer = match self.leads() {
+            true => renewal().await,
+            false => {
+                self.permit_keep_alive(context, id).await?;
+                self.by_leader(PeerRequest::LeaseRenew { id }, renewal).await
+            }
+        };
+        match answer? {
+            PeerReply::LeaseRenewed { ttl_secs } => Ok(pb::LeaseKeepAliveResponse { header, id, ttl: ttl_secs }),
+            other => Err(other.unexpected()),
+        }
+    }
+
+    async fn permit_keep_alive(&self, context: &Context, id: i64) -> Result<(), Error> {
         let caller = self.admit_stream(context, Streaming::LeaseKeepAlive).await?;
-        self.permit_renewal(caller.as_ref(), request.id)?;
+        self.permit_renewal(caller.as_ref(), id)
+    }
+
+    /// As leader of `term`.
+    async fn renew(&self, id: i64, term: u64) -> Result<PeerReply, Error> {
         let lessor = &self.member().lessor;
-        if let Some(stale) = lessor.stale_checkpoint(request.id)? {
+        if let Some(stale) = lessor.stale_checkpoint(id)? {
             self.propose_own(Kind::LeaseCheckpoint, &stale).await?;
         }
-        let ttl = match lessor.renew(request.id, term)? {
+        let ttl_secs = match lessor.renew(id, term)? {
             Renewal::Renewed { ttl_secs } => ttl_secs,
             Renewal::Unknown => 0,
             Renewal::Over => {
                 let deadline = Instant::now() + self.member().settings.request_timeout();
-                while lessor.contains(request.id)? {
+                while lessor.contains(id)? {
                     if Instant::now() >= deadline {
                         return Err(Error::TimedOut);
                     }
@@ -126,7 +158,51 @@ impl Door {
                 0
             }
         };
-        Ok(pb::LeaseKeepAliveResponse { header, id: request.id, ttl })
+        Ok(PeerReply::LeaseRenewed { ttl_secs })
+    }
+
+    /// What another member asks of this one, which may have stopped leading meanwhile.
+    pub(crate) async fn answer_member(&self, request: PeerRequest) -> Result<PeerReply, Error> {
+        let answer = match request {
+            PeerRequest::LeaseRenew { id } => match self.lead().await {
+                Ok(term) => self.renew(id, term).await,
+                Err(error) => Err(error),
+            },
+            PeerRequest::LeaseTimeToLive { id, keys } => self.time_to_live(id, keys).await,
+            PeerRequest::Change(change) => self.lead_change(&change).await.map(PeerReply::Changed),
+        };
+        answer.map_err(|error| if error == Error::NotPrimaryLessor { Error::NotLeader } else { error })
+    }
+
+    /// Does it here if this member leads, and asks the leader else. Whatever changes meanwhile, until the request's time
+    /// is over: it may be done twice.
+    async fn by_leader(
+        &self,
+        question: PeerRequest,
+        here: impl AsyncFn() -> Result<PeerReply, Error>,
+    ) -> Result<PeerReply, Error> {
+        let deadline = Instant::now() + self.member().settings.request_timeout();
+        loop {
+            let leader = self.wait_leader(deadline).await?;
+            let answer = match leader == self.views().member_id {
+                true => here().await,
+                false => self.ask_member(leader, &question, deadline).await,
+            };
+            match answer {
+                Err(Error::NotLeader | Error::NotPrimaryLessor | Error::NoLeader | Error::LeaderChanged)
+                    if Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(OVER_POLL).await;
+                }
+                Err(Error::NotLeader) => return Err(Error::TimedOut),
+                answer => return answer,
+            }
+        }
+    }
+
+    fn leads(&self) -> bool {
+        let raft = &self.member().raft;
+        raft.read_barrier_now().is_some() || raft.status().is_leader
     }
 
     /// Ends leases whose time is over, while this member leads. One of the member's net threads runs it, beside
@@ -143,17 +219,24 @@ impl Door {
         lessor::run(member.lessor.clone(), member.raft.clone(), propose, member.on_fatal.clone()).await;
     }
 
-    /// Confirms that this member leads and returns the term; the state is then as new as any answer given before. Other
-    /// members will be asked once there are some.
-    async fn lead(&self) -> Result<u64, Error> {
-        self.read_barrier().await?;
+    /// Confirms that this member leads and returns the term; the state is then as new as any answer given before.
+    pub(super) async fn lead(&self) -> Result<u64, Error> {
         let raft = &self.member().raft;
-        match raft.read_barrier_now() {
-            Some(_) => Ok(raft.term()),
-            None => {
-                let status = raft.status();
-                if status.is_leader { Ok(status.term) } else { Err(Error::NotPrimaryLessor) }
-            }
+        if raft.read_barrier_now().is_some() {
+            self.read_barrier().await?;
+            return Ok(raft.term());
         }
+        let before = raft.status();
+        if !before.is_leader {
+            return Err(Error::NotPrimaryLessor);
+        }
+        // A leader that cannot confirm that it leads is none.
+        self.read_barrier().await.map_err(|error| match error {
+            Error::NoLeader | Error::LeaderChanged | Error::TimedOut => Error::NotPrimaryLessor,
+            error => error,
+        })?;
+        let after = raft.status();
+        // Confirmed for one and the same term, by whoever the barrier came from.
+        if after.is_leader && after.term == before.term { Ok(after.term) } else { Err(Error::NotPrimaryLessor) }
     }
 }

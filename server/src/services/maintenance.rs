@@ -32,7 +32,7 @@ impl Door {
             raft_term: raft.term,
             raft_applied_index: views.applied_index(),
             errors,
-            is_learner: raft.learners.contains(&raft.member_id),
+            is_learner: views.is_learner(),
             storage_version: CLUSTER_VERSION.into(),
             db_size_quota: self.member().settings.quota_bytes,
             downgrade_info: Some(pb::DowngradeInfo::default()),
@@ -92,14 +92,15 @@ impl Door {
         })
     }
 
-    /// A lone voter leads and has nobody to hand over to but itself, which is what it does already.
-    pub(super) fn move_leader(&self, request: &pb::MoveLeaderRequest) -> Result<pb::MoveLeaderResponse, Error> {
-        let raft = self.member().raft.status();
+    /// Only the leader is asked. Whoever leads already needs nothing handed over.
+    pub(super) async fn move_leader(&self, request: &pb::MoveLeaderRequest) -> Result<pb::MoveLeaderResponse, Error> {
+        let handle = &self.member().raft;
+        let raft = handle.status();
         if !raft.is_leader {
             return Err(Error::NotLeader);
         }
         if request.target_id != raft.member_id {
-            return Err(Error::BadLeaderTransferee);
+            handle.transfer_leader(Some(request.target_id)).await?;
         }
         Ok(pb::MoveLeaderResponse { header: None })
     }

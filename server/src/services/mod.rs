@@ -10,6 +10,8 @@ pub mod lone;
 pub mod pool;
 pub mod scan;
 
+pub mod reconfigure;
+
 pub mod identity;
 
 pub mod auth;
@@ -35,7 +37,7 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use daymark_raft::Handle;
+use daymark_raft::{Handle, ProposeError};
 use daymark_storage::mvcc::Keyspace;
 use futures_util::FutureExt;
 use prost::Message;
@@ -60,6 +62,7 @@ use batcher::Batcher;
 use lone::LoneWriter;
 use pool::Pool;
 use reclaim::LongWork;
+use reconfigure::Reconfigure;
 use snapshot::Snapshots;
 
 /// Values of the configuration that services look at.
@@ -79,6 +82,10 @@ pub struct Settings {
     pub bcrypt_cost: u32,
     /// Whether leases are revoked even when other commands are refused because too many wait.
     pub revokes_first: bool,
+    /// Most learners.
+    pub learners_max: usize,
+    /// Whether changes of members that endanger the quorum are refused.
+    pub strict_changes: bool,
 }
 
 impl Default for Settings {
@@ -92,6 +99,8 @@ impl Default for Settings {
             quota_bytes: 2 << 30,
             bcrypt_cost: 10,
             revokes_first: false,
+            learners_max: 1,
+            strict_changes: true,
         }
     }
 }
@@ -123,6 +132,8 @@ pub struct Member {
     /// What makes snapshots.
     pub exports: LongWork,
     pub snapshots: Snapshots,
+    /// Changes of members that this one makes as leader, one at a time.
+    pub reconfigure: Reconfigure,
     /// Stops the member, with the facts; may be called more than once.
     pub on_fatal: Arc<dyn Fn(&str) + Send + Sync>,
 }
@@ -217,10 +228,23 @@ impl Door {
         tokio::join!(self.batcher.run(), mail, tick);
     }
 
-    /// Waits until this member has applied what was in its log when it started, as far as a leader has confirmed it.
-    /// Nobody may be served before: a read could see a state older than one that was seen before the restart.
-    pub async fn wait_ready(&self) -> Result<(), Error> {
-        let index = self.member.raft.wait_ready().await?;
+    /// Waits until this member leads and has applied what was in its log when it began to, or has applied what another
+    /// leader had committed. Nobody may be served before: a read could see a state older than one that was seen before the
+    /// restart.
+    pub async fn wait_joined(&self) -> Result<(), Error> {
+        let raft = &self.member.raft;
+        let by_barrier = async {
+            loop {
+                match raft.read_barrier().await {
+                    Err(error) if error != ProposeError::Stopped => tokio::time::sleep(limits::LEADER_POLL).await,
+                    answered => return answered,
+                }
+            }
+        };
+        let index = tokio::select! {
+            index = raft.wait_ready() => index,
+            index = by_barrier => index,
+        }?;
         self.wait_applied(index).await;
         Ok(())
     }
@@ -247,7 +271,10 @@ impl Door {
     }
 
     async fn answer_with_stream(&self, context: Context, request: StreamRequest, sink: &Sink) -> Result<(), Error> {
-        self.check_context(&context)?;
+        match &request {
+            StreamRequest::Snapshot(_) => self.check_context(&context)?,
+            _ => self.check_stream_context(&context)?,
+        }
         check::stream(&request)?;
         if check::streams_what_is_current(&request) {
             self.read_barrier().await?;
@@ -261,6 +288,9 @@ impl Door {
     }
 
     async fn answer(&self, context: &Context, request: Request) -> Result<Reply, Error> {
+        if self.is_learner() && !check::is_for_learners(&request) {
+            return Err(Error::NotForLearners);
+        }
         self.check_context(context)?;
         // Both before the request's own checks, as in etcd.
         check::room(&request, self.member.views.room())?;
@@ -311,17 +341,17 @@ impl Door {
                 Reply::LeaseTimeToLive(self.lease_time_to_live(identity.as_ref(), &request).await?)
             }
             Request::LeaseLeases(_) => Reply::LeaseLeases(self.lease_leases(identity.as_ref()).await?),
-            Request::MemberAdd(request) => return Err(self.member_add(&request)),
-            Request::MemberRemove(request) => return Err(self.member_remove(&request)),
+            Request::MemberAdd(request) => self.member_add(request).await?,
+            Request::MemberRemove(request) => self.member_remove(&request).await?,
             Request::MemberUpdate(request) => self.member_update(identity, request).await?,
-            Request::MemberPromote(request) => return Err(self.member_promote(&request)),
+            Request::MemberPromote(request) => self.member_promote(&request).await?,
             Request::MemberList(request) => Reply::MemberList(self.member_list(&request).await?),
             Request::Alarm(alarm) => self.alarm(identity, alarm).await?,
             Request::Status(_) => Reply::Status(self.status()?),
             Request::Defragment(_) => Reply::Defragment(self.defragment().await?),
             Request::Hash(_) => Reply::Hash(self.hash_all().await?),
             Request::HashKv(request) => Reply::HashKv(self.hash_kv(&request).await?),
-            Request::MoveLeader(request) => Reply::MoveLeader(self.move_leader(&request)?),
+            Request::MoveLeader(request) => Reply::MoveLeader(self.move_leader(&request).await?),
             Request::Downgrade(request) => Reply::Downgrade(self.downgrade(&request).await?),
             request => self.auth(identity, request).await?,
         })
@@ -349,6 +379,11 @@ impl Door {
             return Err(Error::NoLeader);
         }
         Ok(())
+    }
+
+    /// The same for a stream that a learner does not serve.
+    pub fn check_stream_context(&self, context: &Context) -> Result<(), Error> {
+        if self.is_learner() { Err(Error::NotForLearners) } else { self.check_context(context) }
     }
 
     /// A whole response header.

@@ -90,7 +90,7 @@ impl Door {
                 disk: &*place.disk,
                 dir: &place.dir,
                 keyspace: &member.views.keyspace,
-                members: &member.views.members.load(),
+                members: &member.views.members.load_full(),
                 may_go_on: &may_go_on,
             }
             .run()

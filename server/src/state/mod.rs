@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use daymark_storage::mvcc::{Event, KeyRange, KeyValue, Keyspace, ReadError, TxnChanges, TxnOptions, WriteTxn, Writer};
-use daymark_storage::{Result, StorageError};
+use daymark_storage::{LogId, Result, StorageError};
 
 use daymark_api::etcdserverpb as pb;
 
@@ -32,7 +32,7 @@ use crate::request::Reply;
 use alarms::Alarms;
 use auth::{Auth, TokenChange};
 use lease::{LeaseChange, LeaseFact, LeaseMove, LeaseTable};
-use members::Members;
+use members::{MemberList, Members};
 
 /// What a command failed with: the client's error, the same on every member; or one of this machine, which stops it.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ pub struct Effects {
     /// The alarm set, if it has changed.
     pub alarms: Option<Arc<Vec<pb::AlarmMember>>>,
     /// The member list, if it has changed.
-    pub members: Option<Arc<Vec<pb::Member>>>,
+    pub members: Option<Arc<MemberList>>,
     /// Users and roles, if they have changed.
     pub auth: Option<Arc<AuthTable>>,
     /// Changes of simple tokens, in order.
@@ -71,8 +71,8 @@ pub struct State {
     alarms: Alarms,
     members: Members,
     auth: Auth,
-    /// Index of the log entry whose commands are applied.
-    index: u64,
+    /// The log entry whose commands are applied.
+    entry: LogId,
     effects: Effects,
     wants_events: bool,
     /// Attachments that the command in progress changes; written once it is certain.
@@ -87,7 +87,7 @@ impl State {
             alarms: Alarms::open(keyspace)?,
             members: Members::open(keyspace)?,
             auth: Auth::open(keyspace)?,
-            index: 0,
+            entry: LogId::default(),
             effects: Effects::default(),
             wants_events: true,
             moves: Vec::new(),
@@ -100,8 +100,13 @@ impl State {
     }
 
     /// The log entry whose commands come next.
-    pub fn begin_entry(&mut self, index: u64) {
-        self.index = index;
+    pub fn begin_entry(&mut self, entry: LogId) {
+        self.entry = entry;
+    }
+
+    /// Whether what a leader of `term` has said of time counts in this entry.
+    fn is_of_term(&self, term: u64) -> bool {
+        term == 0 || term == self.entry.term
     }
 
     /// What was done since the last call.
@@ -161,7 +166,7 @@ impl State {
             Command::MemberUpdate(update) => self.member_update(writer, update),
             Command::Auth(command) => {
                 let tokens = &mut self.effects.tokens;
-                self.auth.apply(writer, command, self.index, tokens).map_err(Failure::Client)
+                self.auth.apply(writer, command, self.entry.index, tokens).map_err(Failure::Client)
             }
         };
         answer(result)
@@ -296,7 +301,8 @@ impl State {
     /// thing twice, and what it says is older than what is applied.
     fn lease_expire(&mut self, writer: &mut Writer, expire: &LeaseExpire) -> std::result::Result<Reply, Failure> {
         self.refuse_for_alarms(false)?;
-        for (place, id) in expire.ids.iter().enumerate() {
+        let counts = self.is_of_term(expire.term);
+        for (place, id) in expire.ids.iter().enumerate().filter(|_| counts) {
             let is_meant = match expire.grants.get(place) {
                 Some(grant) => self.leases.granted_as(writer, *id, *grant)?.is_some(),
                 None => self.leases.contains(*id),
@@ -314,8 +320,9 @@ impl State {
         writer: &mut Writer,
         checkpoint: &LeaseCheckpoint,
     ) -> std::result::Result<Reply, Failure> {
-        let LeaseCheckpoint { ids, grants, remaining_secs } = checkpoint;
-        for ((id, grant), remaining_secs) in ids.iter().zip(grants).zip(remaining_secs) {
+        let LeaseCheckpoint { ids, grants, remaining_secs, term } = checkpoint;
+        let counts = self.is_of_term(*term);
+        for ((id, grant), remaining_secs) in ids.iter().zip(grants).zip(remaining_secs).filter(|_| counts) {
             if let Some(lease) = self.leases.granted_as(writer, *id, *grant)? {
                 let lease = LeaseFact { remaining_secs: *remaining_secs, ..lease };
                 self.leases.checkpoint(writer, lease);
@@ -368,7 +375,7 @@ impl State {
     fn show_members(&mut self) -> Vec<pb::Member> {
         let members = self.members.list();
         self.effects.members = Some(members.clone());
-        members.to_vec()
+        members.members.clone()
     }
 
     /// CORRUPT refuses every write, NOSPACE those that take space.

@@ -71,7 +71,7 @@ pub fn restore(args: &RestoreArgs) -> anyhow::Result<()> {
     let bumps = args.bump_revision > 0;
     ensure!(bumps == args.mark_compacted, "--mark-compacted required if --bump-revision > 0");
     let config = args.config()?;
-    let (identity, members) = server::founders(&config)?;
+    let (identity, members) = founding::by_flags(&config)?;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::new());
     let wal_dir = config.wal_dir.clone().unwrap_or_else(|| config.data_dir.join("member").join("wal"));
     check_free(&*disk, &config.data_dir, &wal_dir, config.wal_dir.is_some())?;
