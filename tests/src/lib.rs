@@ -2,7 +2,6 @@
 //! with, running etcdctl, calling methods as anybody, remembering acknowledged writes, cutting the power of a file system. No tests here.
 
 pub mod certificates;
-pub mod certificates;
 pub mod changing;
 pub mod cluster;
 pub mod ctl;
