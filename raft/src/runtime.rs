@@ -133,11 +133,6 @@ pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
-/// None if `future` takes longer.
-pub(crate) async fn timeout<T>(duration: Duration, future: impl Future<Output = T>) -> Option<T> {
-    tokio::time::timeout(duration, future).await.ok()
-}
-
 pub(crate) async fn sleep(duration: Duration) {
     tokio::time::sleep(duration).await;
 }

@@ -297,7 +297,8 @@ impl Cluster {
             let status = self.status(ctl, members);
             let leaders: Vec<u64> = status.iter().filter_map(|(_, status)| status["leader"].as_u64()).collect();
             let agreed = leaders.len() == members.len() && leaders.iter().all(|id| *id == leaders[0]);
-            let is_leader = |status: &&(usize, Value)| status.1["header"]["member_id"].as_u64() == leaders.first().copied();
+            let is_leader =
+                |status: &&(usize, Value)| status.1["header"]["member_id"].as_u64() == leaders.first().copied();
             if let (true, Some((number, _))) = (agreed, status.iter().find(is_leader)) {
                 return *number;
             }

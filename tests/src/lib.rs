@@ -4,6 +4,7 @@
 pub mod certificates;
 pub mod changing;
 pub mod cluster;
+pub mod connection;
 pub mod ctl;
 pub mod etcd;
 pub mod history;

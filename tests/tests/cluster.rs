@@ -113,7 +113,10 @@ fn assert_all_there(cluster: &Cluster, ctl: &Etcdctl, numbers: &[usize], outcome
         assert_eq!(listed.code, Some(0), "{}", listed.stderr);
         let there: std::collections::BTreeSet<&str> = listed.stdout.lines().filter(|line| !line.is_empty()).collect();
         for written in &acknowledged {
-            assert!(there.contains(format!("load/{written:08}").as_str()), "write {written} is lost on member {number}");
+            assert!(
+                there.contains(format!("load/{written:08}").as_str()),
+                "write {written} is lost on member {number}"
+            );
         }
     }
     assert_same_hash(cluster, ctl, numbers);
@@ -289,7 +292,8 @@ fn change(cluster: &Cluster, ctl: &Etcdctl, asked: &[usize], line: &str) {
         if answer.code == Some(0) {
             return;
         }
-        let may_pass = ["unhealthy cluster", "leader changed", "in sync with leader", "timed out", "not enough started"];
+        let may_pass =
+            ["unhealthy cluster", "leader changed", "in sync with leader", "timed out", "not enough started"];
         assert!(may_pass.iter().any(|text| answer.stderr.contains(text)), "{line}: {}", answer.stderr);
         assert!(started.elapsed() < PATIENCE, "{line}: {}", answer.stderr);
         thread::sleep(POLL);
@@ -425,7 +429,11 @@ fn whoever_does_not_belong_to_the_cluster_is_refused_and_the_cluster_goes_on() {
     // Nobody has added it.
     let stranger = cluster.prepare_joiner(&all);
     let refused = cluster.refuse(stranger);
-    assert!(refused.stderr.contains("member count is unequal") && refused.stderr.contains("member add"), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("member count is unequal") && refused.stderr.contains("member add"),
+        "{}",
+        refused.stderr
+    );
     assert_eq!(refused.status.code(), Some(1));
     goes_on(&cluster, "a stranger");
 

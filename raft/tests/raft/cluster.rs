@@ -98,6 +98,7 @@ impl Cluster {
             peer_urls: vec![format!("memory://{id}")],
             client_urls: vec![],
             is_learner: false,
+            has_vote: true,
         };
         let calls = Arc::new(Echo::default());
         let options = RaftOptions {
@@ -105,7 +106,10 @@ impl Cluster {
             wal: wal.clone(),
             heartbeat: HEARTBEAT,
             election: ELECTION,
-            bootstrap: Bootstrap::from_recovered(&recovered, (1..=3).map(founder).collect()),
+            bootstrap: Bootstrap::from_recovered(
+                &recovered,
+                Bootstrap::New { members: (1..=3).map(founder).collect() },
+            ),
             applied: state.progress.clone(),
             peers: PeerOptions { dialer: self.net.dialer(id), calls: calls.clone(), version: "test".into() },
             snapshots: None,
