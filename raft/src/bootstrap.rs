@@ -22,6 +22,8 @@ pub enum Bootstrap {
     Joining,
     /// The log says who takes part.
     Restarted,
+    /// The same, but all others are lost and removed.
+    Alone,
 }
 
 impl Bootstrap {
@@ -57,8 +59,8 @@ pub(crate) async fn check(
             }
         }
         Bootstrap::Joining => Ok(()),
-        Bootstrap::Restarted if !initialized => Err(StartError::NotInitialized),
-        Bootstrap::Restarted => Ok(()),
+        Bootstrap::Restarted | Bootstrap::Alone if !initialized => Err(StartError::NotInitialized),
+        Bootstrap::Restarted | Bootstrap::Alone => Ok(()),
     }
 }
 

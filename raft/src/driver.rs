@@ -20,6 +20,7 @@ use daymark_storage::LogId;
 use daymark_storage::snapshot::SnapshotStore;
 use daymark_storage::wal::{Identity, Wal};
 
+use crate::alone;
 use crate::batch::{Inbox, ProposeError};
 use crate::bootstrap::{self, Bootstrap};
 use crate::changes::{self, ChangeQueue};
@@ -429,6 +430,9 @@ impl Member {
     async fn open(&self, mut apply: Box<dyn Apply>) -> Result<DaymarkRaft, StartError> {
         let state = apply.applied().map_err(|error| StartError::Open(error.to_string()))?;
         check_state_meets_log(&self.wal, &state)?;
+        if let Bootstrap::Alone = self.bootstrap {
+            alone::make(&self.wal, &state, self.shared.member_id).await.map_err(StartError::Open)?;
+        }
         let applied = state.id;
         if let Some(applied) = applied {
             self.shared.note_committed(applied);

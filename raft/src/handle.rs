@@ -87,8 +87,8 @@ impl Handle {
         }
     }
 
-    /// Waits until a lone voter leads and everything that was in its log at start was handed to apply. The result is the
-    /// index of the last of it: serve nobody before the published applied id has reached it, else a read could see a
+    /// Waits until this member leads and everything that was in its log before was handed to apply, or knows up to where
+    /// another leader had committed. The result is the index of the last of it: serve nobody before the published applied id has reached it, else a read could see a
     /// state older than one that was seen before the restart.
     pub async fn wait_ready(&self) -> Result<u64, ProposeError> {
         let shared = &self.inner.shared;

@@ -29,6 +29,7 @@ mod state_machine;
 mod changes;
 mod membership;
 
+mod alone;
 mod bootstrap;
 mod driver;
 mod status;

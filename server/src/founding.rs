@@ -8,7 +8,7 @@ use std::fmt;
 use daymark_api::etcdserverpb as pb;
 use daymark_raft::{Bootstrap, MemberInfo};
 use daymark_storage::disk::Disk;
-use daymark_storage::wal::{Identity, Wal};
+use daymark_storage::wal::{Identity, Recovered, Wal};
 use sha1::{Digest, Sha1};
 
 use crate::config::Config;
@@ -54,6 +54,14 @@ pub fn found(
         };
     }
     join(config, &founders, me, &others, ask)
+}
+
+/// How raft begins: as what is in the log says.
+pub fn bootstrap(config: &Config, recovered: &Recovered, anew: Bootstrap) -> Bootstrap {
+    match Bootstrap::from_recovered(recovered, anew) {
+        Bootstrap::Restarted if config.force_new_cluster => Bootstrap::Alone,
+        bootstrap => bootstrap,
+    }
 }
 
 /// Who this member and all founders of its cluster are by the flags, for a state that is made before it starts.

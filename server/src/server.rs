@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use daymark_api::etcdserverpb as pb;
-use daymark_raft::{AppliedProgress, Bootstrap, Handle, PeerOptions, RaftOptions};
+use daymark_raft::{AppliedProgress, Handle, PeerOptions, RaftOptions};
 use daymark_storage::backend::rocks::{RocksBackend, RocksOptions};
 use daymark_storage::disk::{DirLock, Disk, RealDisk};
 use daymark_storage::mvcc::Keyspace;
@@ -162,7 +162,7 @@ impl Server {
             wal: storage.wal.clone(),
             heartbeat: config.heartbeat,
             election: config.election,
-            bootstrap: Bootstrap::from_recovered(&storage.recovered, anew),
+            bootstrap: founding::bootstrap(config, &storage.recovered, anew),
             applied: progress,
             peers: PeerOptions {
                 dialer: Arc::new(PeerDialer::new(addresses(&views), peer_tls.clone())),
@@ -302,11 +302,7 @@ impl Listeners {
 /// Where members are reached, as the replicated list says.
 fn addresses(views: &Arc<Views>) -> Addresses {
     let views = views.clone();
-    Arc::new(move |id| {
-        let members = views.members.load();
-        let member = members.iter().find(|member| member.id == id);
-        member.map(|member| member.peer_ur_ls.clone()).unwrap_or_default()
-    })
+    Arc::new(move |id| views.peer_urls(id))
 }
 
 /// From here on other members are heard.

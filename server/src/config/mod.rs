@@ -530,7 +530,6 @@ mod tests {
             ("--peer-cert-file x", "must both be present or both absent"),
             ("--peer-cert-file x --peer-key-file y", "add --peer-trusted-ca-file"),
             ("--max-request-bytes 31457281", "set at most 31457280"),
-            ("--force-new-cluster", "--force-new-cluster is not served"),
         ] {
             let error = config(line).expect_err(line);
             assert!(error.contains(words), "{line}: {error}");

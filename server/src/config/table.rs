@@ -231,7 +231,7 @@ const BACKGROUND: &[Flag] = &[
 
 #[rustfmt::skip] // A table reads by its columns.
 const UNSAFE: &[Flag] = &[
-    refused("force-new-cluster", Bool, "false", "restart as a cluster of one member that keeps its data", "this version runs one member anyway; leave it out"),
+    used   ("force-new-cluster", Bool, "false", "restart as a cluster of one member that keeps its data; the others are removed"),
     used   ("unsafe-no-fsync", Bool, "false", "do not sync the log: a power cut loses acknowledged writes"),
 ];
 

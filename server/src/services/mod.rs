@@ -37,7 +37,7 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use daymark_raft::{Handle, ProposeError};
+use daymark_raft::Handle;
 use daymark_storage::mvcc::Keyspace;
 use futures_util::FutureExt;
 use prost::Message;
@@ -232,19 +232,7 @@ impl Door {
     /// leader had committed. Nobody may be served before: a read could see a state older than one that was seen before the
     /// restart.
     pub async fn wait_joined(&self) -> Result<(), Error> {
-        let raft = &self.member.raft;
-        let by_barrier = async {
-            loop {
-                match raft.read_barrier().await {
-                    Err(error) if error != ProposeError::Stopped => tokio::time::sleep(limits::LEADER_POLL).await,
-                    answered => return answered,
-                }
-            }
-        };
-        let index = tokio::select! {
-            index = raft.wait_ready() => index,
-            index = by_barrier => index,
-        }?;
+        let index = self.member.raft.wait_ready().await?;
         self.wait_applied(index).await;
         Ok(())
     }

@@ -20,8 +20,8 @@ use hashbrown::HashSet;
 use super::etcd_file::{EtcdFile, Integrity};
 use crate::config::Config;
 use crate::config::flags::{self, Parsed};
+use crate::founding;
 use crate::limits;
-use crate::server;
 use crate::state::lease::LeaseFact;
 use crate::state::{alarms, auth, lease, members};
 
