@@ -2,13 +2,10 @@
 
 use std::time::Duration;
 
-use daymark_raft::PeerStream;
-use tokio::net::{TcpStream, UnixStream};
-
 use super::{Introduction, wire};
 use crate::config::Config;
-use crate::config::values::{self, Url};
 use crate::limits;
+use crate::net::{PeerTls, peers};
 
 /// What the first of these peers that answers says.
 pub fn introduction(urls: &[String], config: &Config) -> Option<Introduction> {
@@ -18,9 +15,12 @@ pub fn introduction(urls: &[String], config: &Config) -> Option<Introduction> {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.inspect_err(|error| tracing::error!(%error, "no peer can be asked")).ok()?;
+    let tls = config.peer_tls.as_ref().map(PeerTls::open).transpose();
+    // The start itself meets the same error next, and says what to do.
+    let tls = tls.inspect_err(|error| tracing::error!(cause = %error.cause, "no peer can be asked")).ok()?;
     runtime.block_on(async {
         for url in urls {
-            match ask(url, timeout).await {
+            match ask(url, tls.as_deref(), timeout).await {
                 Ok(introduction) => return Some(introduction),
                 // Founders start at the same time: that the others are not there yet is as it should be.
                 Err(why) if config.cluster_is_new => tracing::debug!(url, why, "a peer did not say who takes part"),
@@ -31,22 +31,10 @@ pub fn introduction(urls: &[String], config: &Config) -> Option<Introduction> {
     })
 }
 
-async fn ask(url: &str, timeout: Duration) -> Result<Introduction, String> {
-    let url = values::parse_url(url)?;
-    let connected = tokio::time::timeout(timeout, connect(&url)).await;
-    let stream = connected.map_err(|_| "it took too long to connect".to_owned())?.map_err(|error| error.to_string())?;
+async fn ask(url: &str, tls: Option<&PeerTls>, timeout: Duration) -> Result<Introduction, String> {
+    let dialed = tokio::time::timeout(timeout, peers::dial_url(url, tls)).await;
+    let stream = dialed.map_err(|_| "it took too long to connect".to_owned())?.map_err(|error| error.to_string())?;
     let asked = daymark_raft::ask(stream, wire::ask_introduction(), timeout).await;
     let answer = asked.map_err(|error| error.to_string())?;
     wire::decode_introduction(answer).map_err(str::to_owned)
-}
-
-async fn connect(url: &Url) -> std::io::Result<PeerStream> {
-    Ok(match url.host_and_port() {
-        Some(address) => {
-            let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
-            Box::new(stream)
-        }
-        None => Box::new(UnixStream::connect(&url.address).await?),
-    })
 }
