@@ -275,6 +275,8 @@ pub const PEERS_ARRIVING_MAX: usize = 256;
 pub const STEADY_MEMBER_TIME: Duration = Duration::from_secs(5);
 /// Pause before a change of members that another has overtaken is tried again.
 pub const CHANGE_RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// How long a member whose question about a change got no answer looks whether it has been made.
+pub const CHANGE_SEEN_TIMEOUT: Duration = Duration::from_millis(500);
 /// How often somebody who waits for a leader looks.
 pub const LEADER_POLL: Duration = Duration::from_millis(20);
 /// Questions of other members that wait for an answer; more are not served.

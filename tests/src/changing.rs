@@ -119,6 +119,11 @@ impl Cluster {
         self.token = token.into();
     }
 
+    /// Other flags for members that are started from now on.
+    pub fn set_extra(&mut self, extra: &[&str]) {
+        self.extra = extra.iter().map(ToString::to_string).collect();
+    }
+
     /// Starts a member without waiting for it.
     pub fn spawn(&mut self, number: usize) {
         assert!(self.members[number].child.is_none(), "member {number} still runs");

@@ -218,9 +218,10 @@ fn without_a_quorum_nothing_is_promised() {
     let rest: Vec<_> = all.into_iter().filter(|number| *number != leader).collect();
     rest.iter().for_each(|number| cluster.kill(*number));
     let left = leader;
+    // A check that began before it was noticed waits for its read.
     eventually("the loss of the quorum is noticed", || {
-        let (code, body) = http_get(cluster.client_port(left), "/health").expect("it answers");
-        code == 503 && body.contains("RAFT NO LEADER")
+        let health = http_get(cluster.client_port(left), "/health");
+        matches!(health, Ok((503, body)) if body.contains("RAFT NO LEADER"))
     });
     let metrics = http_get(cluster.client_port(left), "/metrics").expect("metrics").1;
     assert!(metrics.contains("\netcd_server_has_leader 0"));
@@ -236,6 +237,38 @@ fn without_a_quorum_nothing_is_promised() {
     rest.iter().for_each(|number| cluster.wait_healthy(*number));
     cluster.wait_healthy(left);
     assert_same_hash(&cluster, &ctl, &all);
+}
+
+/// The last resort: one member goes on with what it has, the others are out for ever.
+#[test]
+fn one_member_goes_on_alone_when_all_others_are_lost() {
+    let Some(ctl) = etcdctl("one_member_goes_on_alone") else { return };
+    let all = [0, 1, 2];
+    let mut cluster = Cluster::start(&Program::daymark(), 3, &[]);
+    assert_eq!(cluster.ctl(&ctl, &all, "put k v").code, Some(0));
+    let id = cluster.member_id(&ctl, 0);
+    all.iter().for_each(|number| cluster.kill(*number));
+    cluster.set_extra(&["--force-new-cluster"]);
+    cluster.restart(0);
+    assert_eq!(cluster.ctl(&ctl, &[0], "get k --print-value-only").stdout.trim(), "v");
+    let list = members(&cluster.ctl_json(&ctl, &[0], "member list"));
+    assert_eq!(list.iter().map(|member| member.0).collect::<Vec<_>>(), [id]);
+    assert_eq!(cluster.ctl(&ctl, &[0], "put k w").code, Some(0));
+
+    cluster.kill(0);
+    cluster.set_extra(&[]);
+    cluster.restart(0);
+    // One of the others comes back: it is told that it was removed, and stops.
+    cluster.spawn(1);
+    let ended = cluster.wait_end(1);
+    assert!(!ended.success() && cluster.log(1).contains("removed from the cluster"), "{ended:?}");
+    cluster.wipe(1);
+    cluster.found_anew(1, &cluster.initial_cluster(&[0, 1]), "existing");
+    let url = cluster.peer_url(1);
+    change(&cluster, &ctl, &[0], &format!("member add m1 --peer-urls={url}"));
+    cluster.restart(1);
+    assert_eq!(cluster.ctl(&ctl, &[1], "get k --print-value-only").stdout.trim(), "w");
+    assert_same_hash(&cluster, &ctl, &[0, 1]);
 }
 
 /// 1, 3, 5 and again 3 members, while a client writes.

@@ -62,6 +62,26 @@ impl Door {
         self.propose(Kind::MemberUpdate, identity, &MemberPeerUrls { id: request.id, peer_urls }).await
     }
 
+    /// Whether this member sees what a change was to bring, now or in a moment. Of a new member nobody else can tell.
+    async fn has_been_made(&self, change: &Change) -> Option<Changed> {
+        let deadline = Instant::now() + limits::CHANGE_SEEN_TIMEOUT;
+        loop {
+            let list = self.views().members.load_full();
+            let made = match change {
+                Change::Add { .. } => return None,
+                Change::Remove { id } => list.removed.contains(id).then_some(*id),
+                Change::Promote { id } => list.get(*id).filter(|member| !member.is_learner).map(|member| member.id),
+            };
+            if let Some(id) = made {
+                return Some(Changed { id, index: list.based_on.map_or(0, |entry| entry.index) });
+            }
+            if Instant::now() >= deadline {
+                return None;
+            }
+            tokio::time::sleep(limits::CHANGE_RETRY_PAUSE).await;
+        }
+    }
+
     /// By the leader, and seen by this member.
     async fn change_members(&self, change: &Change) -> Result<(Changed, Arc<MemberList>), Error> {
         let deadline = Instant::now() + self.member().settings.request_timeout();
@@ -80,6 +100,11 @@ impl Door {
                     tokio::time::sleep(limits::CHANGE_RETRY_PAUSE).await;
                 }
                 Err(Error::NotLeader) => return Err(Error::TimedOut),
+                // It may have been made, by a leader that removes itself for example, whose answer nobody waits for.
+                Err(error @ (Error::TimedOut | Error::LeaderChanged)) => match self.has_been_made(change).await {
+                    Some(changed) => break changed,
+                    None => return Err(error),
+                },
                 made => break made?,
             }
         };
