@@ -202,7 +202,14 @@ fn check_replacement(commands: &[Generated], behind: usize, at: usize) -> Result
         SnapshotStore::new(Arc::new(RealDisk::new()), dir, 1, machine.views.keyspace.clone(), MEMBERSHIP, 0)
     };
     let [mut ahead, mut follower] = [0, 1].map(|_| Machine::open(MemBackend::new()));
-    let me = MemberInfo { id: 1, name: String::new(), peer_urls: vec![], client_urls: vec![], is_learner: false };
+    let me = MemberInfo {
+        id: 1,
+        name: String::new(),
+        peer_urls: vec![],
+        client_urls: vec![],
+        is_learner: false,
+        has_vote: true,
+    };
     let membership = daymark_raft::encode_members(LogId { term: 1, index: 1 }, &[me]);
     for machine in [&mut ahead, &mut follower] {
         let first = Committed { id: LogId { term: 1, index: 1 }, body: EntryBody::Membership(membership.clone()) };

@@ -134,6 +134,7 @@ impl World {
             peer_urls: vec![format!("memory://{id}")],
             client_urls: vec![],
             is_learner: false,
+            has_vote: true,
         };
         let (before, installed) = self.keyspaces[&id].clone();
         let (keyspace, writer) = Keyspace::open(before.backend()).unwrap();
@@ -148,7 +149,10 @@ impl World {
             wal: wal.clone(),
             heartbeat: Duration::from_millis(40),
             election: Duration::from_millis(400),
-            bootstrap: Bootstrap::from_recovered(&recovered, (1..=3).map(founder).collect()),
+            bootstrap: Bootstrap::from_recovered(
+                &recovered,
+                Bootstrap::New { members: (1..=3).map(founder).collect() },
+            ),
             applied: progress,
             peers: PeerOptions { dialer: self.net.dialer(id), ..PeerOptions::none() },
             snapshots: Some(SnapshotStore::new(disk, dir, CLUSTER, keyspace.clone(), ROW, 0)),
