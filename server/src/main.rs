@@ -1,6 +1,8 @@
 //! The binary `daymark`: picks the sub-command; without one it runs a member with etcd's flags, from the command line to
 //! its end. Decides nothing about requests.
 
+#![deny(clippy::unwrap_used)]
+
 use std::ffi::{CStr, c_char};
 use std::io::Write;
 use std::process::ExitCode;

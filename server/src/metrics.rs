@@ -747,7 +747,7 @@ mod tests {
     #[test]
     fn the_text_parses() {
         let text = metrics().text();
-        let mut announced = std::collections::HashSet::new();
+        let mut announced = std::collections::BTreeSet::new();
         for line in text.lines() {
             if let Some(rest) = line.strip_prefix("# TYPE ") {
                 assert!(announced.insert(rest.split(' ').next().expect("name").to_owned()), "{line} twice");

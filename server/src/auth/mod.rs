@@ -9,9 +9,12 @@ pub mod table;
 
 pub mod authorize;
 
+#[allow(clippy::disallowed_methods, reason = "tokens are chosen by chance, and have an end")]
 pub mod token;
 
 pub mod jwt;
+#[allow(clippy::disallowed_methods, reason = "keys are files")]
 pub mod keys;
 
+#[allow(clippy::disallowed_methods, reason = "who waits too long is refused")]
 pub mod password;

@@ -6,6 +6,7 @@
 pub mod accept;
 mod authority;
 mod body;
+#[allow(clippy::disallowed_types, reason = "the order of revoked numbers is not seen")]
 mod client_certs;
 mod compression;
 mod connection;

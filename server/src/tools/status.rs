@@ -1,10 +1,10 @@
 //! `daymark snapshot status`: reads all of a file, which checks it, and tells what `etcdutl snapshot status` tells, the hash
 //! included.
 
-use std::collections::HashSet;
 use std::path::Path;
 
 use daymark_storage::codec::crc32c_append;
+use hashbrown::HashSet;
 
 use super::etcd_file::EtcdFile;
 

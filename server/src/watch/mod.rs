@@ -14,6 +14,7 @@ pub mod ring;
 pub mod watcher;
 
 #[cfg(test)]
+#[allow(clippy::disallowed_types, reason = "a model for tests")]
 mod tests;
 
 use std::cell::RefCell;
