@@ -3,7 +3,9 @@
 //! writers, and medians of windows are compared: what else the machine does must not decide.
 
 mod crowds {
+    pub mod handshakes;
     pub mod logins;
+    pub mod threads;
     pub mod writes;
 }
 
@@ -12,8 +14,10 @@ use std::{
     time::Duration,
 };
 
-use crowds::logins;
+use crowds::{handshakes, logins};
+use daymark_client::config::Tls;
 use daymark_tests::{
+    pki::Authority,
     process::{Dialect, Program, Server},
     setting,
     wire::runtime,
@@ -56,4 +60,19 @@ fn a_flood_of_wrong_passwords_hurts_nobody_else() {
     assert!(after < before + MEMORY_KEPT_MAX, "memory is kept: {seen}");
     assert_eq!(seen.others_refused, 0, "another user finds no room: {seen}");
     assert!(seen.other_logins > 0 && seen.other_login < OTHER_LOGIN_MAX, "{seen}");
+}
+
+/// A thousand at a time, again and again.
+#[test]
+fn a_storm_of_handshakes_starves_nobody() {
+    let _alone = alone();
+    let authority = Authority::new();
+    authority.issue("server", "server");
+    let (certificate, key) = (authority.file("server.pem"), authority.file("server.key"));
+    let server = Server::start_secure_too(&Program::daymark(), &["--cert-file", &certificate, "--key-file", &key]);
+    let tls = Tls { cacert: Some(authority.path("ca.pem")), ..Tls::default() };
+    let seen = runtime().block_on(handshakes::storm(&server, tls, 1000));
+    println!("{seen}");
+    assert!(seen.done >= 1000, "no storm: {seen}");
+    assert!(seen.writes.ratio() <= RATIO_MAX, "writes suffer: {seen}");
 }

@@ -7,7 +7,6 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -16,12 +15,14 @@ use daymark_client::{Client, Config, KeyRange, auth::Access};
 use daymark_tests::{
     connection::{Connection, Shape},
     process::{Server, resident_bytes},
-    wire::runtime,
 };
 use prost::Message;
 use tokio::time::sleep;
 
-use super::writes::{Comparison, Writers};
+use super::{
+    threads::{aside, far_away},
+    writes::{Comparison, Writers},
+};
 
 /// Connections that the flood comes over.
 const CONNECTIONS: usize = 20;
@@ -34,9 +35,6 @@ const WARM_UP: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(100);
 /// Passwords are checked below everybody's priority: on a machine that does other things too they take their time.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// Niceness of threads that make a crowd.
-const CROWD_NICE: i32 = 10;
 
 const AUTHENTICATE: &str = "/etcdserverpb.Auth/Authenticate";
 const TOO_MANY: &str = "etcdserver: too many requests";
@@ -109,18 +107,6 @@ pub async fn flood(server: &Server, size: Size) -> Seen {
     let writes = writers.stop().compare(&idle, &crowded);
     let Others { logins: other_logins, longest: other_login, refused: others_refused } = others;
     Seen { writes, took, wrong_password, too_many, other_logins, other_login, others_refused, memory }
-}
-
-fn aside<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
-    thread::spawn(move || runtime().block_on(work))
-}
-
-/// The same for what would come from other machines: the cores that it takes to make a crowd are not the server's fault.
-fn far_away<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
-    thread::spawn(move || {
-        rustix::process::setpriority_process(Some(rustix::thread::gettid()), CROWD_NICE).expect("lower is allowed");
-        runtime().block_on(work)
-    })
 }
 
 async fn set_up(endpoint: &str) {
