@@ -16,6 +16,7 @@ use crate::batch::{CommandBatch, ProposeError};
 use crate::changes::{ChangeError, MemberChange};
 use crate::driver::{self, Shared};
 use crate::executor::Executor;
+use crate::membership::{self, MemberInfo};
 use crate::runtime;
 use crate::status::RaftStatus;
 use crate::transport::{BoxFuture, CallError, PeerStream, PeerTraffic, Peers};
@@ -123,6 +124,8 @@ impl Handle {
             voters: view.voters.clone(),
             learners: view.learners.clone(),
             quorum_age,
+            leader_for: view.leader_since.map(|since| runtime::now().saturating_duration_since(since)),
+            leader_came_back: view.leader_came_back,
             leader_changes_seen: view.leader_changes_seen,
         })
     }
@@ -136,6 +139,12 @@ impl Handle {
     /// that has gone by refuses the change. The answer is the entry of the new one, committed and handed to apply.
     pub async fn change_members(&self, change: MemberChange, based_on: LogId) -> Result<LogId, ChangeError> {
         self.inner.shared.changes.ask(change, based_on).await
+    }
+
+    /// Everybody who takes part by the newest membership in the log, committed or not. At a start the state may not know
+    /// them yet.
+    pub fn members(&self) -> Vec<MemberInfo> {
+        membership::members_in(self.inner.metrics.borrow_watched().membership_config.membership())
     }
 
     /// On a leader: the last log entry that the member is known to have. None on others, and for an unknown member.

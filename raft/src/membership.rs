@@ -105,7 +105,12 @@ pub struct MembershipInfo {
 /// them.
 pub fn membership_of(stored: &[u8]) -> Result<MembershipInfo, String> {
     let stored = decode_stored(stored).map_err(|error| error.to_string())?;
-    let membership = stored.membership();
+    let id = stored_id(&stored).expect("it was stored with the id of its entry");
+    Ok(MembershipInfo { id, members: members_in(stored.membership()) })
+}
+
+/// Everybody who takes part, by id.
+pub(crate) fn members_in(membership: &RaftMembership) -> Vec<MemberInfo> {
     let member = |(id, node): (&u64, &MemberNode)| {
         let has_vote = membership.voter_ids().any(|voter| voter == *id);
         MemberInfo {
@@ -117,8 +122,7 @@ pub fn membership_of(stored: &[u8]) -> Result<MembershipInfo, String> {
             has_vote,
         }
     };
-    let id = stored_id(&stored).expect("it was stored with the id of its entry");
-    Ok(MembershipInfo { id, members: membership.nodes().map(member).collect() })
+    membership.nodes().map(member).collect()
 }
 
 /// The bytes of a membership, as of the entry `at`, for a state that is made without raft: these are the members.

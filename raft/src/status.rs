@@ -43,6 +43,10 @@ pub struct RaftStatus {
     pub learners: Arc<[u64]>,
     /// On a leader: how long ago a quorum last confirmed it; zero for a lone voter.
     pub quorum_age: Option<Duration>,
+    /// How long the leader has been known and heard of without a break.
+    pub leader_for: Option<Duration>,
+    /// Before that nobody else led: contact with the same leader was lost for a while.
+    pub leader_came_back: bool,
     /// How often this member saw a new leader since it started.
     pub leader_changes_seen: u64,
 }
@@ -54,6 +58,8 @@ pub(crate) struct View {
     pub(crate) leader: Option<u64>,
     /// The same, also after it fell silent.
     last_leader: Option<u64>,
+    pub(crate) leader_since: Option<runtime::Instant>,
+    pub(crate) leader_came_back: bool,
     pub(crate) is_leader: bool,
     /// openraft's view: it leads also after it lost its quorum, until it learns of another leader.
     pub(crate) holds_office: bool,
@@ -222,8 +228,14 @@ impl View {
             other => other.filter(|leader| shared.hears(*leader)),
         };
         let is_new_leader = leader.is_some() && leader != before.last_leader;
+        let (leader_since, leader_came_back) = match leader == before.leader {
+            true => (before.leader_since, before.leader_came_back),
+            false => (leader.map(|_| runtime::now()), leader.is_some() && !is_new_leader),
+        };
         Self {
             leader,
+            leader_since,
+            leader_came_back,
             last_leader: leader.or(before.last_leader),
             is_leader,
             holds_office,

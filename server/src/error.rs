@@ -147,6 +147,8 @@ errors! {
     NotCapable, FailedPrecondition, "etcdserver: not capable";
     Stopped, Unavailable, "etcdserver: server stopped";
     TimedOut, Unavailable, "etcdserver: request timed out";
+    TimedOutByLeaderLoss, Unavailable, "etcdserver: request timed out, possibly due to previous leader failure";
+    TimedOutByConnection, Unavailable, "etcdserver: request timed out, possibly due to connection lost";
     /// As etcd's library says it, without its prefix.
     PasswordTooLong, Unknown, "bcrypt: password length exceeds 72 bytes";
     TokenVerifyOnly, Unknown, "auth: token signing attempted with verify-only key";

@@ -248,6 +248,13 @@ fn known(founders: &[MemberInfo]) -> Vec<pb::Member> {
     founders.iter().map(member).collect()
 }
 
+/// Members as they are known before the state tells of them: by the flags or the cluster, and by the log.
+pub fn known_at_start(mut known: Vec<pb::Member>, in_log: Vec<MemberInfo>) -> Vec<pb::Member> {
+    known.retain(|member| !in_log.iter().any(|info| info.id == member.id));
+    known.extend(self::known(&in_log));
+    known
+}
+
 fn sorted(urls: &[String]) -> Vec<String> {
     let mut urls = urls.to_vec();
     urls.sort();

@@ -151,7 +151,6 @@ impl Server {
         applier.warn_above(config.warning_apply);
         applier.began_as(storage.installed);
         refuse_if_removed(&views)?;
-        views.know_before(known);
         let thread_failed = |error: std::io::Error| StartError::new(error, "raise the limit of threads of this user");
         let (queue, apply_thread) = apply::start(applier, fatal(&on_fatal, "apply")).map_err(thread_failed)?;
         let wal_fatal = fatal(&on_fatal, "log");
@@ -173,6 +172,8 @@ impl Server {
         };
         let raft = daymark_raft::start(options, Box::new(queue), fatal(&on_fatal, "raft"))
             .map_err(|error| StartError::new(error, "choose a data directory that belongs to this member"))?;
+        // After a crash the state may be older than the log: without the others nobody could tell what of it is committed.
+        views.know_before(founding::known_at_start(known, raft.members()));
         let strangers = Strangers::default();
         open_to_peers(&raft, peer_tls, strangers.clone(), for_peers);
         let room = room_watch(config, &views, disk.clone(), storage.wal.clone())?;

@@ -210,6 +210,14 @@ const NOT_ASKED: &[(&str, &str)] = &[
         "needs several members: server/tests/members.rs",
     ),
     ("etcdserver: too many learner members in cluster", "needs several members: server/tests/members.rs"),
+    (
+        "etcdserver: request timed out, possibly due to previous leader failure",
+        "needs several members: server/src/services/mod.rs",
+    ),
+    (
+        "etcdserver: request timed out, possibly due to connection lost",
+        "needs several members: server/src/services/mod.rs",
+    ),
     ("etcdserver: unhealthy cluster", "needs several members: server/tests/members.rs"),
     ("etcdserver: rpc not supported for learner", "needs several members: tests/tests/cluster.rs"),
     ("etcdserver: request timed out, leader transfer took too long", "needs several members that do not answer"),

@@ -82,7 +82,8 @@ const NO_BBOLT: &str = "there is no bbolt here";
 const BATCHES: &str = "each batch is committed when it is applied";
 const BY_BYTES: &str = "the log is kept by bytes and by what members still need";
 const COMPACTION: &str = "compaction drops whole files and does not pause";
-const ONE_MEMBER: &str = "this version of Daymark runs one member";
+const NOT_COMPARED: &str = "this version does not compare members by itself; ask each for its HashKV";
+const NO_DOWNGRADE: &str = "no earlier version could read the data";
 const NO_TRACING: &str = "traces are not sent; nothing else depends on it";
 const OWN_CALL: &str = "the gateway does not connect to its own server";
 const NO_DISCOVERY: &str = "there is no discovery; name the members in --initial-cluster";
@@ -97,7 +98,7 @@ const MEMBER: &[Flag] = &[
     taken  ("snapshot-count", Unsigned, "10000", "applied entries between raft snapshots", BY_BYTES),
     used   ("heartbeat-interval", Unsigned, "100", "heartbeat of the leader, in milliseconds"),
     used   ("election-timeout", Unsigned, "1000", "election timeout in milliseconds; at least 5 heartbeats, at most 50000"),
-    taken  ("initial-election-tick-advance", Bool, "true", "shorten the first wait for an election", ONE_MEMBER),
+    taken  ("initial-election-tick-advance", Bool, "true", "shorten the first wait for an election", "of several founders one campaigns at once"),
     used   ("listen-peer-urls", Urls, "http://localhost:2380", "where to listen for other members"),
     used   ("listen-client-urls", Urls, "http://localhost:2379", "where to listen for clients (gRPC and HTTP)"),
     used   ("listen-client-http-urls", Urls, "", "separate listeners for HTTP; those for clients then speak gRPC only"),
@@ -221,11 +222,11 @@ const BACKGROUND: &[Flag] = &[
     used   ("auto-compaction-retention", Text, "0", "0: off; periodic: hours or a duration, revision: a number"),
     taken  ("compaction-batch-limit", Signed, "0", "revisions per step of a compaction", COMPACTION),
     taken  ("compaction-sleep-interval", Duration, "0s", "pause between steps of a compaction", COMPACTION),
-    taken  ("corrupt-check-time", Duration, "0s", "distance of hash comparisons between members; 0: off", ONE_MEMBER),
-    taken  ("compact-hash-check-time", Duration, "1m0s", "distance of compact hash comparisons", ONE_MEMBER),
+    taken  ("corrupt-check-time", Duration, "0s", "distance of hash comparisons between members; 0: off", NOT_COMPARED),
+    taken  ("compact-hash-check-time", Duration, "1m0s", "distance of compact hash comparisons", NOT_COMPARED),
     used   ("watch-progress-notify-interval", Duration, "0s", "distance of progress bookmarks; 0: 10 minutes, at least 100ms"),
     taken  ("bootstrap-defrag-threshold-megabytes", Unsigned, "0", "defragment at start if that much is saved", "there is nothing to defragment"),
-    taken  ("downgrade-check-time", Duration, "5s", "distance of downgrade checks", ONE_MEMBER),
+    taken  ("downgrade-check-time", Duration, "5s", "distance of downgrade checks", NO_DOWNGRADE),
     taken  ("snapshot-catchup-entries", Unsigned, "5000", "entries kept for slow followers", BY_BYTES),
 ];
 
@@ -245,15 +246,15 @@ const OURS: &[Flag] = &[
 const OLDER: &[Flag] = &[
     taken  ("experimental-bootstrap-defrag-threshold-megabytes", Unsigned, "0", "old name", "there is nothing to defragment"),
     taken  ("experimental-compact-hash-check-enabled", Bool, "false", "old name", OLD_GATE),
-    taken  ("experimental-compact-hash-check-time", Duration, "1m0s", "old name", ONE_MEMBER),
+    taken  ("experimental-compact-hash-check-time", Duration, "1m0s", "old name", NOT_COMPARED),
     taken  ("experimental-compaction-batch-limit", Signed, "0", "old name", COMPACTION),
     taken  ("experimental-compaction-sleep-interval", Duration, "0s", "old name", COMPACTION),
-    taken  ("experimental-corrupt-check-time", Duration, "0s", "old name", ONE_MEMBER),
+    taken  ("experimental-corrupt-check-time", Duration, "0s", "old name", NOT_COMPARED),
     taken  ("experimental-distributed-tracing-address", Text, "localhost:4317", "old name", NO_TRACING),
     taken  ("experimental-distributed-tracing-instance-id", Text, "", "old name", NO_TRACING),
     taken  ("experimental-distributed-tracing-sampling-rate", Signed, "0", "old name", NO_TRACING),
     taken  ("experimental-distributed-tracing-service-name", Text, "etcd", "old name", NO_TRACING),
-    taken  ("experimental-downgrade-check-time", Duration, "5s", "old name", ONE_MEMBER),
+    taken  ("experimental-downgrade-check-time", Duration, "5s", "old name", NO_DOWNGRADE),
     refused("experimental-enable-distributed-tracing", Bool, "false", "old name", "traces are not sent; leave it out"),
     taken  ("experimental-enable-lease-checkpoint", Bool, "false", "old name", OLD_GATE),
     taken  ("experimental-enable-lease-checkpoint-persist", Bool, "false", "old name", OLD_GATE),

@@ -193,6 +193,9 @@ impl<D: FrontDoor> Call<D> {
             return Err(Error::DeadlineExceeded.into());
         }
         if self.rpc == Rpc::HealthCheck {
+            if self.thread.door.condition().is_learner {
+                return Err(Error::NotForLearners.into());
+            }
             return health_check(frames::decode(message)?).map(Incoming::Answered);
         }
         let request = decode_request(self.rpc, message)?;

@@ -404,7 +404,16 @@ impl Door {
         let result = submitted.await;
         self.lone_writer.end(&write, began.elapsed());
         self.count_failed(&result);
-        result
+        match result {
+            Err(Error::TimedOut) => Err(self.why_timed_out(began.elapsed())),
+            result => result,
+        }
+    }
+
+    /// What a command is told that has waited for so long: as etcd does, by what is known of the leader.
+    fn why_timed_out(&self, waited: Duration) -> Error {
+        let raft = self.member.raft.status();
+        why_timed_out(waited, raft.leader_for, raft.leader_came_back, self.member.settings.election)
     }
 
     /// Replicates a command of this member's own, which no client's limit binds.
@@ -586,7 +595,37 @@ fn is_in_steps(request: &Request) -> bool {
     )
 }
 
+/// A leader that was elected while it waited, or soon after it began, may have taken over from one that failed with it.
+fn why_timed_out(waited: Duration, leader_for: Option<Duration>, came_back: bool, election: Duration) -> Error {
+    match leader_for.and_then(|time| waited.checked_sub(time)) {
+        Some(_) if came_back => Error::TimedOutByConnection,
+        Some(without) if without <= 2 * election => Error::TimedOutByLeaderLoss,
+        _ => Error::TimedOut,
+    }
+}
+
 /// A header with a revision only; [`Door::call`] fills in the rest.
 fn header(revision: i64) -> Option<pb::ResponseHeader> {
     Some(pb::ResponseHeader { revision, ..pb::ResponseHeader::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waited_too_long_is_told_what_etcd_would_tell() {
+        let secs = Duration::from_secs;
+        for (leader_for, came_back, error) in [
+            (None, false, Error::TimedOut),
+            (Some(100), false, Error::TimedOut),
+            (Some(100), true, Error::TimedOut),
+            (Some(6), false, Error::TimedOutByLeaderLoss),
+            (Some(5), false, Error::TimedOutByLeaderLoss),
+            (Some(4), false, Error::TimedOut),
+            (Some(4), true, Error::TimedOutByConnection),
+        ] {
+            assert_eq!(why_timed_out(secs(7), leader_for.map(secs), came_back, secs(1)), error, "{leader_for:?}");
+        }
+    }
 }
