@@ -203,6 +203,10 @@ pub const LEASES_PER_COMMAND_MAX: usize = 500;
 pub const LEASE_CHECKPOINTS_AT_ONCE_MAX: usize = 100;
 /// How often the time that a lease has left is noted, where that is switched on; as in etcd.
 pub const LEASE_CHECKPOINT_INTERVAL: Duration = Duration::from_secs(300);
+/// Leases of which apply remembers who has a right to all of their keys, some 100 bytes each.
+pub const LEASE_RIGHTS_MAX: usize = 65_536;
+/// Bytes of keys of a lease that are looked at on the net thread when it is renewed; more are looked at on the pool.
+pub const LEASE_KEYS_INLINE_BYTES_MAX: usize = 64 << 10;
 /// Bytes of keys in the answer about one lease.
 pub const LEASE_KEYS_BYTES_MAX: usize = 64 << 20;
 

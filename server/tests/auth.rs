@@ -91,6 +91,37 @@ fn a_read_is_not_answered_once_rights_have_changed_under_it() {
     member.stop();
 }
 
+/// Apply remembers that bob has a right to all keys of a lease. It must not do so any longer than it is true.
+#[test]
+fn a_right_to_all_keys_of_a_lease_ends_with_any_of_them() {
+    let member = member();
+    member.wait(async |door| {
+        let [root, bob] = users(&door).await;
+        let denied = async |context: &Context, line: &str| {
+            assert_eq!(ask(&door, context, line).await.err(), Some(Error::PermissionDenied), "{line}");
+        };
+        all(&door, &root, &["role grant r readwrite w/ w0", "role grant r readwrite x", "grant 7 100"]).await;
+        all(&door, &bob, &["put w/1 v lease=7", "put w/2 v lease=7", "put x v lease=7", "put w/3 v lease=7"]).await;
+        // Somebody else attaches a key that is not his.
+        all(&door, &root, &["put z v lease=7"]).await;
+        denied(&bob, "put w/4 v lease=7").await;
+        denied(&bob, "revoke 7").await;
+        all(&door, &root, &["del z"]).await;
+        all(&door, &bob, &["put w/4 v lease=7", "put w/5 v lease=7"]).await;
+        // A right to one of the keys goes, and comes back.
+        all(&door, &root, &["role revoke r x"]).await;
+        denied(&bob, "put w/6 v lease=7").await;
+        all(&door, &root, &["role grant r readwrite x"]).await;
+        all(&door, &bob, &["put w/6 v lease=7", "put w/7 v lease=7"]).await;
+        // Nobody is looked at for a while.
+        all(&door, &root, &["auth disable"]).await;
+        all(&door, &Context::default(), &["put z v lease=7", "auth enable"]).await;
+        let bob = login(&door, "bob", "bobpw").await.expect("bob");
+        denied(&bob, "put w/8 v lease=7").await;
+    });
+    member.stop();
+}
+
 /// The pieces that are out are out; nothing follows them.
 #[test]
 fn a_streamed_range_ends_once_rights_have_changed_under_it() {

@@ -124,11 +124,17 @@ impl Door {
     }
 
     /// Whether the caller may write every key that is attached to a lease, and so decide how long they live.
-    pub(super) fn permit_renewal(&self, caller: Option<&Identity>, id: i64) -> Result<(), Error> {
+    pub(super) async fn permit_renewal(&self, caller: Option<&Identity>, id: i64) -> Result<(), Error> {
         if caller.is_none() || authorize::is_root(&self.views().auth.load(), caller) {
             return Ok(());
         }
-        let keys = lease::attached_keys(self.keyspace(), id, limits::LEASE_KEYS_BYTES_MAX)?;
+        let keys = match lease::attached_keys(self.keyspace(), id, limits::LEASE_KEYS_INLINE_BYTES_MAX)? {
+            Some(keys) => Some(keys),
+            None => {
+                let keyspace = self.views().keyspace.clone();
+                self.pool.run(move |_| Ok(lease::attached_keys(&keyspace, id, limits::LEASE_KEYS_BYTES_MAX)?)).await?
+            }
+        };
         // Not looked at is not permitted.
         let keys = keys.ok_or(Error::ResponseTooLarge(limits::LEASE_KEYS_BYTES_MAX, limits::LEASE_KEYS_BYTES_MAX))?;
         self.permit_keys(caller, Right::Write, keys.iter().map(|key| &key[..]))

@@ -135,7 +135,7 @@ impl Door {
 
     async fn permit_keep_alive(&self, context: &Context, id: i64) -> Result<(), Error> {
         let caller = self.admit_stream(context, Streaming::LeaseKeepAlive).await?;
-        self.permit_renewal(caller.as_ref(), id)
+        self.permit_renewal(caller.as_ref(), id).await
     }
 
     /// As leader of `term`.

@@ -7,6 +7,7 @@
 pub mod alarms;
 pub mod auth;
 pub mod lease;
+mod lease_rights;
 pub mod members;
 pub mod txn;
 
@@ -32,6 +33,7 @@ use crate::request::Reply;
 use alarms::Alarms;
 use auth::{Auth, TokenChange};
 use lease::{LeaseChange, LeaseFact, LeaseMove, LeaseTable};
+use lease_rights::LeaseRights;
 use members::{MemberList, Members};
 
 /// What a command failed with: the client's error, the same on every member; or one of this machine, which stops it.
@@ -77,6 +79,7 @@ pub struct State {
     wants_events: bool,
     /// Attachments that the command in progress changes; written once it is certain.
     moves: Vec<LeaseMove>,
+    lease_rights: LeaseRights,
 }
 
 impl State {
@@ -91,6 +94,7 @@ impl State {
             effects: Effects::default(),
             wants_events: true,
             moves: Vec::new(),
+            lease_rights: LeaseRights::default(),
         })
     }
 
@@ -174,9 +178,15 @@ impl State {
 
     /// Whether the caller may do it by now: rights may have changed since the front door looked, and some hang on what
     /// is attached to a lease.
-    fn permit(&self, writer: &Writer, who: Option<&Identity>, command: &Command) -> std::result::Result<(), Failure> {
+    fn permit(
+        &mut self,
+        writer: &Writer,
+        who: Option<&Identity>,
+        command: &Command,
+    ) -> std::result::Result<(), Failure> {
         let table = self.auth.table();
         if !table.is_enabled() {
+            self.lease_rights.forget_all();
             return Ok(());
         }
         let by_request = authorize::command(table, who, command).map_err(Failure::Client);
@@ -196,23 +206,33 @@ impl State {
     /// Who attaches a key to a lease decides when it goes, and who revokes a lease deletes its keys: both need to be
     /// allowed to write every key that is attached already.
     fn permit_leases(
-        &self,
+        &mut self,
         writer: &Writer,
         who: Option<&Identity>,
         command: &Command,
     ) -> std::result::Result<(), Failure> {
         let table = self.auth.table();
         let leases = authorize::leases_of(command);
-        if leases.is_empty() || authorize::is_root(table, who) {
+        if leases.is_empty() {
+            return Ok(());
+        }
+        if authorize::is_root(table, who) {
+            leases.iter().for_each(|id| self.lease_rights.forget(*id));
             return Ok(());
         }
         for id in leases {
+            if who.is_some_and(|who| self.lease_rights.has(id, who, table.revision())) {
+                continue;
+            }
             let mut permitted = Ok(());
             self.leases.visit_keys(writer, id, &mut |key| {
                 permitted = authorize::write_key(table, who, key);
                 if permitted.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             })?;
             permitted.map_err(Failure::Client)?;
+            if let Some(who) = who.filter(|who| who.auth_revision == table.revision()) {
+                self.lease_rights.found(id, who, table.revision());
+            }
         }
         Ok(())
     }
