@@ -82,7 +82,7 @@ fn bad_command_lines_are_refused_with_etcds_exit_codes() {
         (&["--config-file=missing.yml"], &[], "missing.yml"),
         (&["--name=ignored"], &[("ETCD_CONFIG_FILE", "missing.yml")], "missing.yml"),
         (&["--election-timeout=200"], &[], "at least as 5 times"),
-        (&["--peer-cert-file=x"], &[], "--peer-cert-file is not served"),
+        (&["--peer-cert-file=x"], &[], "--peer-cert-file and --peer-key-file must both be present"),
         (&["--log-outputs=missing/file"], &[], "cannot open the log output"),
     ] {
         let (code, stderr) = refused(directory.path(), arguments, variables);
