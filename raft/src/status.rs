@@ -130,6 +130,7 @@ pub(crate) async fn follow(raft: &Raft<TypeConfig, StateMachine>, shared: &Arc<S
             if now.voters != before.voters || now.learners != before.learners {
                 peers.keep_only(&[&now.voters[..], &now.learners[..]].concat());
             }
+            log_leader(&before, &now);
             shared.published.replace(now.clone());
         }
         if now.is_leader && !now.sole_voter {
@@ -186,6 +187,17 @@ impl DiskWatch {
 pub(crate) fn retire(shared: &Shared) {
     let before = shared.published.view();
     shared.published.replace(View { leader: None, is_leader: false, holds_office: false, ..(*before).clone() });
+}
+
+fn log_leader(before: &View, now: &View) {
+    if now.leader == before.leader && now.term == before.term {
+        return;
+    }
+    match now.leader {
+        Some(leader) => tracing::info!(leader = format!("{leader:x}"), term = now.term, "a leader is known"),
+        None if before.leader.is_some() => tracing::warn!(term = now.term, "no leader is known any more"),
+        None => {}
+    }
 }
 
 fn react(shared: &Shared, before: &View, now: &View, blank: Option<LogId>) {

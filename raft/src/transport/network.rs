@@ -68,13 +68,14 @@ fn lost(why: impl std::error::Error + 'static) -> RpcError {
 }
 
 impl Network {
-    /// Asks on the connection for what is small.
+    /// Asks on the connection for what is small. All of the time that openraft gives is used: heartbeats between distant
+    /// members need it.
     async fn control(&self, tag: u8, body: Bytes, option: &RPCOption) -> Result<Bytes, RpcError> {
         let asking = async {
             let connection = self.peer.control.connection().await.map_err(unreachable)?;
             connection.request(tag, body).await.map_err(lost)
         };
-        let answer = runtime::timeout(option.soft_ttl(), asking).await;
+        let answer = runtime::timeout(option.hard_ttl(), asking).await;
         let answer = answer.unwrap_or_else(|| Err(unreachable("no answer in time".into())));
         if answer.is_err() {
             self.peer.stats.sent_failures.fetch_add(1, Ordering::Relaxed);

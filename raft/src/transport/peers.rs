@@ -196,7 +196,11 @@ impl Peers {
     /// Serves a connection that another member has opened, until it ends.
     pub(crate) async fn accept(self: Arc<Self>, stream: PeerStream) {
         let raft = self.raft();
-        serve::accept(&self, raft, stream).await;
+        let mut closed = self.context.shared.closed.subscribe();
+        tokio::select! {
+            () = serve::accept(&self, raft, stream) => {}
+            _ = closed.wait_for(|closed| *closed) => {}
+        }
     }
 
     pub(crate) fn raft(&self) -> Option<DaymarkRaft> {

@@ -106,11 +106,16 @@ struct LogLayer {
 }
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for LogLayer {
-    /// Libraries speak of their inner life at info and below: they are heard from warnings on, except at debug level.
+    /// Libraries speak of their inner life at info and below: they are heard from warnings on, except at debug level. What
+    /// openraft warns of is every single attempt that did not reach a member, several times a second; the connections
+    /// say it once.
     fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
-        let ours = metadata.target().starts_with("daymark");
-        let level =
-            if ours || self.level == LevelFilter::DEBUG { self.level } else { self.level.min(LevelFilter::WARN) };
+        let target = metadata.target();
+        let level = match () {
+            () if target.starts_with("daymark") || self.level == LevelFilter::DEBUG => self.level,
+            () if target.starts_with("openraft") => self.level.min(LevelFilter::ERROR),
+            () => self.level.min(LevelFilter::WARN),
+        };
         metadata.is_event() && *metadata.level() <= level
     }
 
@@ -276,7 +281,8 @@ mod tests {
         let lines = lines(false, LogLevel::Info, || {
             tracing::debug!(target: "daymark_server", "too low");
             tracing::info!(target: "openraft", "a library's inner life");
-            tracing::warn!(target: "openraft", "a library's warning");
+            tracing::warn!(target: "openraft::core", "a peer that was not reached once more");
+            tracing::warn!(target: "rustls", "a library's warning");
             tracing::error!(target: "daymark_raft", code = 7, "ours");
         });
         assert_eq!(lines.len(), 2, "{lines:?}");
