@@ -570,7 +570,10 @@ async fn confirm_reads(raft: DaymarkRaft, shared: Arc<Shared>, peers: Arc<Peers>
                 read_barrier::expire(&mut callers, why);
                 shared.leader_changes_or(limits::READ_RETRY_PAUSE).await;
             }
-            Err(ProposeError::TimedOut) => read_barrier::expire(&mut callers, ProposeError::TimedOut),
+            Err(ProposeError::TimedOut) => {
+                read_barrier::expire(&mut callers, ProposeError::TimedOut);
+                shared.leader_changes_or(limits::READ_RETRY_PAUSE).await;
+            }
             answer => read_barrier::answer(&mut callers, answer),
         }
     }

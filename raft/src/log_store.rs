@@ -26,6 +26,7 @@ use daymark_storage::wal::{LogEntry, Wal};
 use crate::config::limits;
 use crate::driver::Shared;
 use crate::membership;
+use crate::runtime;
 use crate::types::{
     RaftEntry, RaftLogId, RaftVote, TypeConfig, log_id, raft_entry, raft_log_id, raft_vote, wal_entry, wal_vote,
 };
@@ -177,9 +178,14 @@ impl RaftLogReader<TypeConfig> for LogReader {
         self.wal.vote().map(raft_vote).transpose()
     }
 
-    /// One append to a follower: bounded by bytes here, by count in the configuration.
+    /// One append to a follower: bounded by bytes here, by count in the configuration. Of one that is far behind the
+    /// entries are in files: heartbeats of all others must not wait for those.
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<RaftEntry>> {
-        self.read(start, end, limits::READ_CHUNK_BYTES)
+        if self.wal.is_in_memory(start) {
+            return self.read(start, end, limits::READ_CHUNK_BYTES);
+        }
+        let reader = LogReader { wal: self.wal.clone() };
+        runtime::blocking(move || reader.read(start, end, limits::READ_CHUNK_BYTES)).await?
     }
 }
 

@@ -301,3 +301,61 @@ fn advance(mut parts: &mut [Bytes], mut written: usize) -> &mut [Bytes] {
 
 /// Limits of a connection's frames.
 pub(crate) const ENTRY_FRAME_BYTES_MAX: usize = limits::BATCH_BYTES_MAX + limits::READ_CHUNK_BYTES as usize + (1 << 20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What goes in in parts of all sizes comes out whole and in order, however the system cuts it.
+    #[tokio::test]
+    async fn frames_survive_every_cut() {
+        for wire_bytes in [1, 7, 64, 5_000, 1 << 20] {
+            let (near, far) = tokio::io::duplex(wire_bytes);
+            let outbox = Outbox::default();
+            let part = |n: usize| Bytes::from(vec![n as u8; [0, 1, 100, 4_095, 4_096, 20_000][n % 6]]);
+            let frames: Vec<[Bytes; 3]> = (0..12).map(|n| [part(n), part(n + 1), part(n + 4)]).collect();
+            for (number, frame) in frames.iter().enumerate() {
+                assert!(outbox.push(number as u8, frame));
+            }
+            let (read, _write) = tokio::io::split(Box::new(far) as PeerStream);
+            let mut reader = FrameReader::new(read, 1 << 20);
+            let check = async {
+                for (number, frame) in frames.iter().enumerate() {
+                    let read = reader.next().await.unwrap().unwrap();
+                    assert_eq!((read.tag, &read.payload[..]), (number as u8, &frame.concat()[..]), "{wire_bytes}");
+                }
+                outbox.wait_for_room(1).await;
+                outbox.close();
+            };
+            let mut written = 0;
+            let (ended, ()) = tokio::join!(outbox.write_to(near, |bytes| written += bytes), check);
+            ended.unwrap();
+            let sum: usize = frames.iter().map(|frame| HEADER_BYTES + frame.concat().len()).sum();
+            assert_eq!(written, sum);
+            assert!(!outbox.push(1, &[]), "closed");
+        }
+    }
+
+    #[tokio::test]
+    async fn lies_and_cuts_are_told_apart_from_the_end() {
+        let whole = encode(9, b"payload");
+        let mut flipped = whole.to_vec();
+        *flipped.last_mut().unwrap() ^= 1;
+        let long = [&100u32.to_le_bytes()[..], &[0; 5]].concat();
+        let cases: [(&[u8], fn(&Result<Option<Frame>, FrameError>) -> bool); 5] = [
+            (&whole, |frame| matches!(frame, Ok(Some(_)))),
+            (&[], |frame| matches!(frame, Ok(None))),
+            (&whole[..whole.len() - 1], |frame| matches!(frame, Err(FrameError::Cut))),
+            (&flipped, |frame| matches!(frame, Err(FrameError::Checksum))),
+            (&long, |frame| matches!(frame, Err(FrameError::TooLong { bytes: 100, limit: 99 }))),
+        ];
+        for (bytes, expected) in cases {
+            let (mut near, far) = tokio::io::duplex(1 << 10);
+            near.write_all(bytes).await.unwrap();
+            drop(near);
+            let (read, _write) = tokio::io::split(Box::new(far) as PeerStream);
+            let frame = FrameReader::new(read, 99).next().await;
+            assert!(expected(&frame), "{bytes:?}: {frame:?}");
+        }
+    }
+}

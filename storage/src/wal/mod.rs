@@ -301,6 +301,11 @@ impl Wal {
         self.shared.state.lock().tail.log_id(index)
     }
 
+    /// Whether that entry can be read without a file.
+    pub fn is_in_memory(&self, index: u64) -> bool {
+        self.shared.state.lock().tail.entry(index).is_some()
+    }
+
     /// Consecutive entries beginning with index `from`, before `to_exclusive`, of about `bytes_max` bytes in all (each
     /// counts as its frame); at least one if `from` is in the log, none if it is not.
     pub fn entries(&self, from: u64, to_exclusive: u64, bytes_max: u64) -> Result<Vec<LogEntry>> {
