@@ -90,20 +90,26 @@ pub(crate) fn propose_timeout(election: Duration) -> Duration {
     limits::PROPOSE_TIMEOUT_BASE + 2 * election
 }
 
+/// How long a leader counts on a quorum that has confirmed it.
+pub(crate) fn leader_lease(election: Duration) -> Duration {
+    election * 3 / 4
+}
+
 /// `heartbeat` and `election` have the meaning of etcd's flags: a leader lost is noticed after one to two `election`.
 pub(crate) fn openraft_config(cluster_id: u64, heartbeat: Duration, election: Duration) -> Result<Config, ConfigError> {
     let heartbeat_ms = millis(heartbeat);
     let election_ms = millis(election);
+    let lease_ms = millis(leader_lease(election));
     // The whole struct is spelled out so that an upgrade that adds a field does not compile until it was looked at.
     #[expect(deprecated, reason = "the field exists and a literal has to name it")]
     let config = Config {
         // Only a label in openraft's own log lines.
         cluster_name: format!("{cluster_id:x}"),
-        // openraft campaigns after `max + rand(min, max)`, not after `rand(min, max)`. With max = election and
-        // min = election / 4 that is 1.25 to 2 election time-outs, inside etcd's span of 1 to 2. `max` is the leader
-        // lease as well.
+        // openraft campaigns after `max + rand(min, max)`, not after `rand(min, max)`: with these after 1 to 1.5 election
+        // time-outs, in the earlier half of etcd's span of 1 to 2, so that writes pause no longer than there. `max` is the
+        // leader lease as well.
         election_timeout_min: (election_ms / 4).max(heartbeat_ms + 1),
-        election_timeout_max: election_ms,
+        election_timeout_max: lease_ms,
         heartbeat_interval: heartbeat_ms,
         // No suppression: `election_timeout_min` leaves no room for a heartbeat that comes late by design.
         heartbeat_min_interval: Some(0),
@@ -141,7 +147,7 @@ pub(crate) fn openraft_config(cluster_id: u64, heartbeat: Duration, election: Du
         removed_leader_step_down: openraft::StepDownPolicy::After(election_ms),
         // A leader that lost its quorum refuses reads by ReadIndex and writes by its lease; that it is quiet for a while
         // as well lets those that hear it, but are not heard by it, elect another one. The least that openraft allows.
-        quorum_loss_probe_interval: Some(2 * election_ms),
+        quorum_loss_probe_interval: Some(2 * lease_ms),
         // A member that was cut off must not disturb a healthy leader with a higher term when it comes back.
         enable_pre_vote: Some(true),
         backoff: "100ms 200ms ..1s".to_string(),
@@ -166,7 +172,7 @@ mod tests {
     #[test]
     fn etcds_default_timing_is_accepted() {
         let config = openraft_config(7, Duration::from_millis(100), Duration::from_millis(1000)).unwrap();
-        assert_eq!((config.election_timeout_min, config.election_timeout_max), (250, 1000));
+        assert_eq!((config.election_timeout_min, config.election_timeout_max), (250, 750));
         assert_eq!(config.enable_leader_restore, Some(false));
         assert_eq!(config.snapshot_policy, SnapshotPolicy::Never);
     }

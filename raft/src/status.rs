@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use daymark_storage::LogId;
 
 use crate::batch::ProposeError;
+use crate::config;
 use crate::driver::{self, Shared};
 use crate::executor;
 use crate::membership::{is_alone, is_sole_voter, stored_id};
@@ -231,8 +232,9 @@ impl View {
         let membership = metrics.membership_config.membership();
         let sole_voter = is_sole_voter(membership, metrics.id);
         let holds_office = metrics.state == ServerState::Leader;
-        // As long as openraft accepts proposals: its lease is one election time-out.
-        let has_quorum = || metrics.last_quorum_acked.is_some_and(|at| at.elapsed() < shared.election);
+        // As long as openraft accepts proposals.
+        let lease = config::leader_lease(shared.election);
+        let has_quorum = || metrics.last_quorum_acked.is_some_and(|at| at.elapsed() < lease);
         let may_lead = holds_office && !shared.is_handing_over();
         let is_leader = may_lead && (sole_voter || has_quorum());
         let leader = match metrics.current_leader {
