@@ -119,6 +119,12 @@ impl Cluster {
         self.token = token.into();
     }
 
+    /// Another address for peers, from the next start on: the new peer URL.
+    pub fn move_peer(&mut self, number: usize) -> String {
+        self.members[number].peer_port = ports::free();
+        self.peer_url(number)
+    }
+
     /// Other flags for members that are started from now on.
     pub fn set_extra(&mut self, extra: &[&str]) {
         self.extra = extra.iter().map(ToString::to_string).collect();

@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use daymark_api::etcdserverpb as pb;
 use daymark_client::{Client, Config};
 use daymark_tests::{
     changing::Cluster,
@@ -208,6 +209,95 @@ fn what_is_written_through_one_member_is_read_through_all_and_a_lost_leader_is_r
     assert_same_hash(&cluster, &ctl, &all);
 }
 
+#[test]
+fn five_founders_go_on_without_two_of_them() {
+    let Some(ctl) = etcdctl("five_founders_go_on_without_two_of_them") else { return };
+    let all = [0, 1, 2, 3, 4];
+    let mut cluster = Cluster::start(&Program::daymark(), 5, &[]);
+    let leader = cluster.wait_leader(&ctl, &all);
+    let lost = [leader, (leader + 1) % 5];
+    let rest: Vec<_> = all.into_iter().filter(|number| !lost.contains(number)).collect();
+    lost.iter().for_each(|number| cluster.kill(*number));
+    eventually("a write without two members", || cluster.ctl(&ctl, &rest, "put k v").code == Some(0));
+    cluster.start_all();
+    assert_eq!(cluster.ctl(&ctl, &lost, "get k --print-value-only").stdout.trim(), "v");
+    assert_same_hash(&cluster, &ctl, &all);
+}
+
+/// What is kept in more places than one: users and tokens, watches, compactions, alarms.
+#[test]
+fn what_one_member_is_told_all_know() {
+    let Some(ctl) = etcdctl("what_one_member_is_told_all_know") else { return };
+    let all = [0, 1, 2];
+    // Passwords at their full price take long on a machine that has much to do.
+    let cluster = Cluster::start(&Program::daymark(), 3, &["--bcrypt-cost", "4"]);
+    let leader = cluster.wait_leader(&ctl, &all);
+    let (one, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let run = |asked: usize, line: &str| {
+        let answer = cluster.ctl(&ctl, &[asked], line);
+        assert_eq!(answer.code, Some(0), "{line}: {}", answer.stderr);
+        answer.stdout
+    };
+    let watch = ctl.start(&cluster.endpoint(other), &["watch".into(), "seen/".into(), "--prefix".into()]);
+    let mut number = 0;
+    let mut text = String::new();
+    let started = Instant::now();
+    // The watch may begin a moment later: it sees whatever is written once it stands.
+    while started.elapsed() < Duration::from_secs(3) {
+        run(one, &format!("put seen/{number} {number}"));
+        number += 1;
+    }
+    text.push_str(&watch.stop().stdout);
+    let last = number - 1;
+    assert!(text.contains(&format!("seen/{last}\n{last}\n")), "the last of {number} events is missing: {text}");
+
+    let revision = cluster.status(&ctl, &[one])[0].1["header"]["revision"].as_i64().expect("a revision");
+    run(one, &format!("compact {revision}"));
+    for asked in all {
+        let old = cluster.ctl(&ctl, &[asked], "get seen/0 --rev=2");
+        assert!(old.stderr.contains("required revision has been compacted"), "through {asked}: {}", old.stderr);
+    }
+    assert_same_hash(&cluster, &ctl, &all);
+
+    run(one, "user add root:secret");
+    run(other, "user grant-role root root");
+    run(leader, "role add reader");
+    run(one, "role grant-permission reader read seen/ --prefix=true");
+    run(other, "user add eve:pass");
+    run(one, "user grant-role eve reader");
+    run(one, "auth enable");
+    for asked in all {
+        assert!(run(asked, "get seen/0 --user=eve:pass --print-value-only").contains('0'), "through {asked}");
+        let refused = cluster.ctl(&ctl, &[asked], "put seen/0 x --user=eve:pass");
+        assert!(refused.stderr.contains("permission denied"), "through {asked}: {}", refused.stderr);
+        run(asked, &format!("put by-root/{asked} x --user=root:secret"));
+        let wrong = cluster.ctl(&ctl, &[asked], "get seen/0 --user=eve:wrong");
+        assert!(wrong.stderr.contains("authentication failed"), "through {asked}: {}", wrong.stderr);
+    }
+    run(other, "auth disable --user=root:secret");
+    assert_same_hash(&cluster, &ctl, &all);
+}
+
+/// The others dial a member where the list says; it may move while it is away.
+#[test]
+fn a_member_comes_back_at_another_address() {
+    let Some(ctl) = etcdctl("a_member_comes_back_at_another_address") else { return };
+    let all = [0, 1, 2];
+    let mut cluster = Cluster::start(&Program::daymark(), 3, &[]);
+    let id = cluster.member_id(&ctl, 2);
+    cluster.terminate(2);
+    let url = cluster.move_peer(2);
+    change(&cluster, &ctl, &[0, 1], &format!("member update {id:x} --peer-urls={url}"));
+    assert_eq!(cluster.ctl(&ctl, &[0, 1], "put k v").code, Some(0));
+    cluster.restart(2);
+    assert_eq!(cluster.ctl(&ctl, &[2], "get k --print-value-only").stdout.trim(), "v");
+    // It can be elected there, too.
+    let id = format!("{id:x}");
+    assert_eq!(cluster.ctl(&ctl, &all, &format!("move-leader {id}")).code, Some(0));
+    assert_eq!(cluster.wait_leader(&ctl, &all), 2);
+    assert_same_hash(&cluster, &ctl, &all);
+}
+
 /// Without its quorum a member answers what may be old, says that it has no leader, and refuses the rest.
 #[test]
 fn without_a_quorum_nothing_is_promised() {
@@ -234,6 +324,12 @@ fn without_a_quorum_nothing_is_promised() {
     assert_ne!(read.code, Some(0), "{}", read.stdout);
     let put = cluster.ctl(&ctl, &[left], "put k w --command-timeout=2s");
     assert_ne!(put.code, Some(0), "{}", put.stdout);
+    let range = pb::RangeRequest { key: "k".into(), serializable: true, ..Default::default() };
+    let call = Call::new("KV.Range", &range);
+    let without = runtime().block_on(wire::call(&cluster.endpoint(left), &call));
+    assert_eq!(without.code, Some(0), "{without:?}");
+    let wanting = runtime().block_on(wire::call(&cluster.endpoint(left), &call.header("hasleader", "true")));
+    assert_eq!((wanting.code, wanting.message.as_str()), (Some(14), "etcdserver: no leader"));
     rest.iter().for_each(|number| cluster.spawn(*number));
     rest.iter().for_each(|number| cluster.wait_healthy(*number));
     cluster.wait_healthy(left);
