@@ -207,7 +207,7 @@ fn react(shared: &Shared, before: &View, now: &View, blank: Option<LogId>) {
     if left_office {
         shared.pending.fail_sent_before(before.term + 1, ProposeError::LeaderChanged);
     }
-    if now.leader.is_some() && now.leader != before.leader {
+    if now.leader.is_some() && (now.leader, now.term) != (before.leader, before.term) {
         shared.pending.fail_sent_before(now.term, ProposeError::LeaderChanged);
     }
     // The blank entry of the own term is committed and handed over: so is everything that was in the log before it.
