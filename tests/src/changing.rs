@@ -38,6 +38,8 @@ struct Member {
     name: String,
     client_port: u16,
     peer_port: u16,
+    /// Whether members have certificates for each other.
+    is_secure: bool,
     /// `--initial-cluster` and `--initial-cluster-state`.
     founding: [String; 2],
     child: Option<Child>,
@@ -45,7 +47,8 @@ struct Member {
 
 impl Member {
     fn peer_url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.peer_port)
+        let scheme = if self.is_secure { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.peer_port)
     }
 }
 
@@ -77,12 +80,17 @@ impl Cluster {
             let founding = [String::new(), "new".into()];
             let (client_port, peer_port) = (*client_port, *peer_port);
             let name = format!("m{number}");
-            cluster.members.push(Member { name, client_port, peer_port, founding, child: None });
+            let is_secure = cluster.is_secure();
+            cluster.members.push(Member { name, client_port, peer_port, is_secure, founding, child: None });
         }
         let all: Vec<_> = (0..ports.len()).collect();
         let founders = cluster.initial_cluster(&all);
         cluster.members.iter_mut().for_each(|member| member.founding[0].clone_from(&founders));
         cluster
+    }
+
+    fn is_secure(&self) -> bool {
+        self.extra.iter().any(|flag| flag == "--peer-cert-file" || flag == "--peer-auto-tls")
     }
 
     /// Starts all members that do not run, at the same time, and waits until they are healthy.
@@ -103,7 +111,8 @@ impl Cluster {
         let number = self.members.len();
         let (client_port, peer_port) = (ports::free(), ports::free());
         let founding = [String::new(), "existing".into()];
-        self.members.push(Member { name: format!("m{number}"), client_port, peer_port, founding, child: None });
+        let (name, is_secure) = (format!("m{number}"), self.is_secure());
+        self.members.push(Member { name, client_port, peer_port, is_secure, founding, child: None });
         let all: Vec<_> = others.iter().copied().chain([number]).collect();
         self.members[number].founding[0] = self.initial_cluster(&all);
         number
