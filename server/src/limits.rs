@@ -281,6 +281,10 @@ pub const STEADY_MEMBER_TIME: Duration = Duration::from_secs(5);
 pub const CHANGE_RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// How long a member whose question about a change got no answer looks whether it has been made.
 pub const CHANGE_SEEN_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a member that is asked for the hash of a revision waits until it has that.
+pub const HASH_WAIT: Duration = Duration::from_secs(2);
+/// How long another member may take to read all of its records.
+pub const HASH_RECORDS_WAIT: Duration = Duration::from_secs(3600);
 /// How often somebody who waits for a leader looks.
 pub const LEADER_POLL: Duration = Duration::from_millis(20);
 /// Questions of other members that wait for an answer; more are not served.

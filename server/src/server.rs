@@ -48,6 +48,7 @@ use crate::net::tls::{Tls, TlsError};
 use crate::net::{Condition, FrontDoor, NetOptions, NetThreads, PeerTls, RaftCondition};
 use crate::peers;
 use crate::peers::serve::Question;
+use crate::policy::corruption::{self, Depth};
 use crate::policy::room::{Directory, RoomWatch};
 use crate::policy::upkeep::Upkeep;
 use crate::policy::{compactor, lessor, timer};
@@ -188,6 +189,9 @@ impl Server {
         let look = move || upkeep.step();
         let upkeep =
             timer::start("upkeep", limits::UPKEEP_INTERVAL, look, fatal(&on_fatal, "upkeep")).map_err(thread_failed)?;
+        if config.gates.open(Gate::InitialCorruptCheck) {
+            initial_check(&views, &raft, config.election)?;
+        }
         let parts = Parts {
             config,
             views: &views,
@@ -245,6 +249,19 @@ impl Server {
         }
         tracing::info!("closed etcd server");
     }
+}
+
+/// With the gate `InitialCorruptCheck`, before anybody is served.
+fn initial_check(views: &Views, raft: &Handle, election: Duration) -> Result<(), StartError> {
+    let remedy = "compare the members; take this one out of the cluster, remove its data directory and add it again";
+    let failed =
+        |why: &dyn fmt::Display| StartError::new(format!("the initial corruption check failed: {why}"), remedy);
+    tracing::info!("starting initial corruption check");
+    let runtime = current_thread_runtime().map_err(|error| failed(&error))?;
+    let check = services::corruption::check_at_start(views, raft, limits::HASH_WAIT + 2 * election);
+    runtime.block_on(check).map_err(|why| failed(&why))?;
+    tracing::info!("initial corruption checking passed; no corruption");
+    Ok(())
 }
 
 /// A leader that stops lets another member lead first, so that nobody has to miss it.
@@ -591,6 +608,10 @@ fn start_net(parts: Parts<'_>) -> std::io::Result<Result<NetThreads, StartError>
         tls: parts.tls.clone(),
     };
     let auto_compaction = config.auto_compaction;
+    let of_records = config.corrupt_check_interval.map(|interval| (interval, Depth::Records));
+    let of_kept =
+        config.gates.open(Gate::CompactHashCheck).then_some((config.compact_hash_check_interval, Depth::Kept));
+    let corruption_checks: Vec<_> = of_records.into_iter().chain(of_kept).collect();
     let net = NetThreads::start(options, metrics, move |number| {
         let front = Front::new(member.clone(), number, watch.clone(), watched.clone());
         if number == 0 {
@@ -600,6 +621,10 @@ fn start_net(parts: Parts<'_>) -> std::io::Result<Result<NetThreads, StartError>
             }
             if let Some(plan) = compactor::Plan::of(auto_compaction) {
                 tokio::task::spawn_local(compact_by(plan, front.clone()));
+            }
+            for (interval, depth) in corruption_checks.iter().copied() {
+                let cluster = services::corruption::Checked(front.door.clone());
+                tokio::task::spawn_local(corruption::run(cluster, interval, depth));
             }
         }
         front

@@ -32,9 +32,9 @@ const BETA: &str = "BETA";
 
 /// Every gate, in the order of [`Gate`].
 pub const GATES: [Spec; 9] = [
-    spec("CompactHashCheck", false, ALPHA, Some("there is one member: nobody to compare with")),
+    spec("CompactHashCheck", false, ALPHA, None),
     spec("FastLeaseKeepAlive", true, BETA, Some("a keepalive never waits for the log here")),
-    spec("InitialCorruptCheck", false, ALPHA, Some("there is one member: nobody to compare with")),
+    spec("InitialCorruptCheck", false, ALPHA, None),
     spec("LeaseCheckpoint", false, ALPHA, None),
     spec("LeaseCheckpointPersist", false, ALPHA, Some("checkpoints are always kept, as in etcd since 3.6")),
     spec("PriorityRequest", false, ALPHA, None),

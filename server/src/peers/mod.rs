@@ -8,10 +8,11 @@ pub mod serve;
 mod wire;
 
 use daymark_api::etcdserverpb as pb;
-use daymark_raft::CallError;
+use daymark_raft::{CallError, Handle};
 use tokio::time::Instant;
 
 use crate::error::Error;
+use crate::policy::corruption::{Depth, MemberHash};
 use crate::services::Door;
 use crate::services::reconfigure::{Change, Changed};
 
@@ -24,6 +25,8 @@ pub enum PeerRequest {
     LeaseTimeToLive { id: i64, keys: bool },
     /// A change of members, allowed by the rules or not.
     Change(Change),
+    /// The hash of the keyspace at a revision, which the member waits for a little.
+    Hash { revision: i64, depth: Depth },
 }
 
 /// What it is answered.
@@ -42,6 +45,7 @@ pub enum PeerReply {
         keys: Vec<bytes::Bytes>,
     },
     Changed(Changed),
+    Hash(MemberHash),
 }
 
 impl PeerReply {
@@ -69,21 +73,7 @@ impl Door {
         request: &PeerRequest,
         deadline: Instant,
     ) -> Result<PeerReply, Error> {
-        let timeout = deadline.saturating_duration_since(Instant::now());
-        let asked = self.member().raft.call(member_id, wire::encode_request(request), timeout).await;
-        let reply = asked.map_err(|error| match error {
-            CallError::Unreachable { .. } | CallError::Busy | CallError::NotServed => Error::NotLeader,
-            CallError::TimedOut => Error::TimedOut,
-            CallError::Stopped => Error::Stopped,
-        })?;
-        match wire::decode_reply(reply) {
-            Ok(PeerReply::Refused(error)) => Err(error),
-            Ok(reply) => Ok(reply),
-            Err(why) => {
-                tracing::error!(member = format!("{member_id:x}"), why, "a member's answer cannot be read");
-                Err(Error::TimedOut)
-            }
-        }
+        ask_member(&self.member().raft, member_id, request, deadline).await
     }
 
     /// Waits until this member knows a leader.
@@ -100,6 +90,30 @@ impl Door {
                 return Err(Error::NoLeader);
             }
             tokio::time::sleep(crate::limits::LEADER_POLL).await;
+        }
+    }
+}
+
+/// As [`Door::ask_member`], before there is a door.
+pub(crate) async fn ask_member(
+    raft: &Handle,
+    member_id: u64,
+    request: &PeerRequest,
+    deadline: Instant,
+) -> Result<PeerReply, Error> {
+    let timeout = deadline.saturating_duration_since(Instant::now());
+    let asked = raft.call(member_id, wire::encode_request(request), timeout).await;
+    let reply = asked.map_err(|error| match error {
+        CallError::Unreachable { .. } | CallError::Busy | CallError::NotServed => Error::NotLeader,
+        CallError::TimedOut => Error::TimedOut,
+        CallError::Stopped => Error::Stopped,
+    })?;
+    match wire::decode_reply(reply) {
+        Ok(PeerReply::Refused(error)) => Err(error),
+        Ok(reply) => Ok(reply),
+        Err(why) => {
+            tracing::error!(member = format!("{member_id:x}"), why, "a member's answer cannot be read");
+            Err(Error::TimedOut)
         }
     }
 }

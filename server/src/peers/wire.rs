@@ -12,6 +12,7 @@ use prost::encoding::{decode_varint, encode_varint};
 use super::{Introduction, PeerReply, PeerRequest};
 use crate::error::Error;
 use crate::limits;
+use crate::policy::corruption::{Depth, MemberHash};
 use crate::services::reconfigure::{Change, Changed};
 
 const FORMAT: u8 = 1;
@@ -21,11 +22,13 @@ const LEASE_TIME_TO_LIVE: u8 = 2;
 const MEMBER_ADD: u8 = 3;
 const MEMBER_PROMOTE: u8 = 4;
 const MEMBER_REMOVE: u8 = 5;
+const HASH: u8 = 6;
 
 const REFUSED: u8 = 1;
 const LEASE_RENEWED: u8 = 2;
 const LEASE_TIME: u8 = 3;
 const CHANGED: u8 = 4;
+const HASHED: u8 = 5;
 
 const INTRODUCE: u8 = 1;
 
@@ -45,6 +48,9 @@ pub(super) fn encode_request(request: &PeerRequest) -> Bytes {
         }
         PeerRequest::Change(Change::Promote { id }) => put_numbers(&mut out, MEMBER_PROMOTE, &[*id]),
         PeerRequest::Change(Change::Remove { id }) => put_numbers(&mut out, MEMBER_REMOVE, &[*id]),
+        PeerRequest::Hash { revision, depth } => {
+            put_numbers(&mut out, HASH, &[*revision as u64, u64::from(*depth == Depth::Records)]);
+        }
     }
     out.freeze()
 }
@@ -60,6 +66,11 @@ pub(super) fn decode_request(mut bytes: Bytes) -> Result<PeerRequest, Unreadable
         }
         MEMBER_PROMOTE => PeerRequest::Change(Change::Promote { id: take(from)? }),
         MEMBER_REMOVE => PeerRequest::Change(Change::Remove { id: take(from)? }),
+        HASH => {
+            let revision = take(from)? as i64;
+            let depth = if take(from)? == 0 { Depth::Kept } else { Depth::Records };
+            PeerRequest::Hash { revision, depth }
+        }
         _ => return Err("an unknown question: a newer version asks"),
     };
     end(from, request)
@@ -78,6 +89,11 @@ pub(super) fn encode_reply(reply: &PeerReply) -> Bytes {
             keys.iter().for_each(|key| put_bytes(&mut out, key));
         }
         PeerReply::Changed(changed) => put_numbers(&mut out, CHANGED, &[changed.id, changed.index]),
+        PeerReply::Hash(hash) => {
+            let [revision, current, compact] =
+                [hash.revision, hash.current_revision, hash.compact_revision].map(|number| number as u64);
+            put_numbers(&mut out, HASHED, &[revision, current, compact, (hash.sum >> 64) as u64, hash.sum as u64]);
+        }
     }
     out.freeze()
 }
@@ -98,6 +114,12 @@ pub(super) fn decode_reply(mut bytes: Bytes) -> Result<PeerReply, Unreadable> {
             PeerReply::LeaseTime { ttl_secs, granted_secs, keys }
         }
         CHANGED => PeerReply::Changed(Changed { id: take(from)?, index: take(from)? }),
+        HASHED => PeerReply::Hash(MemberHash {
+            revision: take(from)? as i64,
+            current_revision: take(from)? as i64,
+            compact_revision: take(from)? as i64,
+            sum: u128::from(take(from)?) << 64 | u128::from(take(from)?),
+        }),
         _ => return Err("an unknown answer: a newer version answers"),
     };
     end(from, reply)
@@ -225,6 +247,7 @@ mod tests {
             (PeerRequest::Change(add(true)), &[1, 3, 1, 2, 1, b'a', 2, b'b', b'c']),
             (PeerRequest::Change(Change::Promote { id: 7 }), &[1, 4, 7]),
             (PeerRequest::Change(Change::Remove { id: 8 }), &[1, 5, 8]),
+            (PeerRequest::Hash { revision: 300, depth: Depth::Records }, &[1, 6, 0xac, 2, 1]),
         ] {
             assert_eq!(encode_request(&request), bytes);
             assert_eq!(decode_request(Bytes::copy_from_slice(bytes)), Ok(request.clone()));
@@ -245,6 +268,7 @@ mod tests {
             PeerReply::LeaseTime { ttl_secs: -1, granted_secs: 0, keys: Vec::new() },
             PeerReply::LeaseTime { ttl_secs: 3, granted_secs: 9, keys },
             PeerReply::Changed(Changed { id: u64::MAX, index: 12 }),
+            PeerReply::Hash(MemberHash { revision: 3, current_revision: 9, compact_revision: -1, sum: u128::MAX - 7 }),
         ] {
             assert_eq!(decode_reply(encode_reply(&reply)), Ok(reply));
         }

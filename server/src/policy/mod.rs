@@ -2,6 +2,7 @@
 //! Proposes like any client; never part of apply.
 
 pub mod compactor;
+pub mod corruption;
 pub mod lessor;
 pub mod room;
 pub mod size;

@@ -170,6 +170,7 @@ impl Door {
             },
             PeerRequest::LeaseTimeToLive { id, keys } => self.time_to_live(id, keys).await,
             PeerRequest::Change(change) => self.lead_change(&change).await.map(PeerReply::Changed),
+            PeerRequest::Hash { revision, depth } => self.member_hash(revision, depth).await.map(PeerReply::Hash),
         };
         answer.map_err(|error| if error == Error::NotPrimaryLessor { Error::NotLeader } else { error })
     }

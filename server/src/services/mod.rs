@@ -6,6 +6,7 @@
 
 pub mod batcher;
 pub mod check;
+pub mod corruption;
 pub mod lone;
 pub mod pool;
 pub mod scan;
