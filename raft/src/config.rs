@@ -69,8 +69,8 @@ pub mod limits {
     pub const EXPIRY_INTERVAL: Duration = Duration::from_millis(250);
     /// Bytes of a snapshot's file that are read, sent and written at once.
     pub const SNAPSHOT_PIECE_BYTES: usize = 256 << 10;
-    /// How fast a snapshot is sent: a gigabit link is half full, and a disk has room for everything else.
-    pub const SNAPSHOT_BYTES_PER_SEC: u64 = 64 << 20;
+    /// How fast a snapshot is sent: a gigabit link is a quarter full, and disks have room for everything else.
+    pub const SNAPSHOT_BYTES_PER_SEC: u64 = 32 << 20;
     /// How often progress of a snapshot is logged.
     pub const SNAPSHOT_PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
     /// How often a member that makes, checks or installs a snapshot says that it is at it.

@@ -35,6 +35,9 @@ const INCOMING_DIR: &str = "snapshot-in";
 const OUTGOING_PREFIX: &str = "snapshot-out-";
 const MAGIC: &[u8; 8] = b"DMRKSNAP";
 const FORMAT: u8 = 1;
+/// A file being received is synced after so many bytes, so that the disk never has much to catch up with at once: others
+/// wait for their syncs on it.
+const SYNC_BYTES: u64 = 8 << 20;
 /// Bytes read at once when a file is checked.
 const CHECK_BYTES: usize = 1 << 20;
 const FILES_MAX: u64 = 1 << 20;
@@ -562,6 +565,9 @@ impl Incoming {
         };
         file.write_at(bytes, at.offset)?;
         self.at.offset += bytes.len() as u64;
+        if self.at.offset / SYNC_BYTES != at.offset / SYNC_BYTES {
+            file.sync_data()?;
+        }
         self.skip_complete()
     }
 
