@@ -6,9 +6,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use daymark_raft::{BoxFuture, Dialer, Handle, PeerStream};
+use parking_lot::Mutex;
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -105,6 +106,8 @@ pub struct PeerDoor {
     strangers: Strangers,
     /// Connections that have not been given to raft yet.
     arriving: AtomicUsize,
+    /// The second in which rejections were logged last, and how many.
+    logged: Mutex<(Instant, u64)>,
 }
 
 enum Listener {
@@ -119,7 +122,7 @@ enum Arrived {
 
 impl PeerDoor {
     pub fn new(raft: Handle, tls: Option<Arc<PeerTls>>, strangers: Strangers) -> Arc<Self> {
-        Arc::new(Self { raft, tls, strangers, arriving: AtomicUsize::new(0) })
+        Arc::new(Self { raft, tls, strangers, arriving: AtomicUsize::new(0), logged: Mutex::new((Instant::now(), 0)) })
     }
 
     /// Accepts on these listeners until raft ends.
@@ -174,10 +177,22 @@ impl PeerDoor {
             match door.arrive(arrived, security).await {
                 Ok(Some(stream)) => door.raft.accept_peer(stream),
                 Ok(None) => {}
-                Err(error) => tracing::warn!("remote-addr" = remote, %error, "rejected connection on peer endpoint"),
+                Err(error) => door.log_rejected(&remote, &error),
             }
             door.arriving.fetch_sub(1, Ordering::Relaxed);
         }));
+    }
+
+    /// Not more often than somebody can read.
+    fn log_rejected(&self, remote: &str, error: &io::Error) {
+        let mut logged = self.logged.lock();
+        if logged.0.elapsed() >= Duration::from_secs(1) {
+            *logged = (Instant::now(), 0);
+        }
+        logged.1 += 1;
+        if logged.1 <= limits::HANDSHAKE_FAILURES_LOGGED {
+            tracing::warn!("remote-addr" = remote, %error, "rejected connection on peer endpoint");
+        }
     }
 
     /// Brings a connection as far as that raft can greet it; `None` if it is somebody else's.
