@@ -281,7 +281,7 @@ mod tests {
         let lines = lines(false, LogLevel::Info, || {
             tracing::debug!(target: "daymark_server", "too low");
             tracing::info!(target: "openraft", "a library's inner life");
-            tracing::warn!(target: "openraft::core", "a peer that was not reached once more");
+            tracing::warn!(target: "openraft", "a peer that was not reached once more");
             tracing::warn!(target: "rustls", "a library's warning");
             tracing::error!(target: "daymark_raft", code = 7, "ours");
         });
