@@ -342,7 +342,8 @@ mod tests {
         let mut flipped = whole.to_vec();
         *flipped.last_mut().unwrap() ^= 1;
         let long = [&100u32.to_le_bytes()[..], &[0; 5]].concat();
-        let cases: [(&[u8], fn(&Result<Option<Frame>, FrameError>) -> bool); 5] = [
+        type Expected = fn(&Result<Option<Frame>, FrameError>) -> bool;
+        let cases: [(&[u8], Expected); 5] = [
             (&whole, |frame| matches!(frame, Ok(Some(_)))),
             (&[], |frame| matches!(frame, Ok(None))),
             (&whole[..whole.len() - 1], |frame| matches!(frame, Err(FrameError::Cut))),
