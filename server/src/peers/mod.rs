@@ -1,7 +1,7 @@
 //! What members ask each other beside raft: followers pass on to the leader what only it can do, and whoever joins asks who
 //! takes part. The bytes are frozen, see `docs/formats/peer-calls.md`. How they get there is raft's.
 //!
-//! Reading order: this file (questions and answers), [`wire`] (their bytes), [`serve`] (who answers).
+//! Reading order: this file (questions and answers), `wire` (their bytes), `serve` (who answers).
 
 pub mod ask;
 pub mod serve;
