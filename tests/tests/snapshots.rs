@@ -93,11 +93,11 @@ fn an_empty_member_gets_a_snapshot_under_load_however_often_it_is_killed() {
     let written = load.join().expect("every write is taken");
     let all = [0, 1, 2, joiner];
     eventually("all have the same", || same_hashes(&cluster, &ctl, &all));
-    let log = cluster.log(joiner);
-    assert!(log.contains("the state was replaced by a snapshot"), "{}", &log[log.len().saturating_sub(3000)..]);
     let state = cluster.data_dir(joiner).join("member");
     let names: Vec<_> =
         std::fs::read_dir(state).expect("a directory").flatten().map(|entry| entry.file_name()).collect();
+    // A later generation is there: the log does not always say so, as the kill may come between.
+    assert!(names.iter().any(|name| name.to_string_lossy().starts_with("db-")), "no snapshot was installed: {names:?}");
     assert!(names.iter().all(|name| name != "snapshot-in" && name != "db"), "{names:?}");
     let newest = ok(
         &cluster,
