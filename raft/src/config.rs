@@ -113,7 +113,7 @@ pub(crate) fn openraft_config(cluster_id: u64, heartbeat: Duration, election: Du
         heartbeat_interval: heartbeat_ms,
         // No suppression: `election_timeout_min` leaves no room for a heartbeat that comes late by design.
         heartbeat_min_interval: Some(0),
-        // Snapshots are not shipped by openraft's chunks but file by file (a later issue); one file may take this long.
+        // Snapshots are not shipped by openraft's chunks but file by file; one file may take this long.
         install_snapshot_timeout: 60_000,
         send_snapshot_timeout: 0,
         // Entries per append to a follower. One entry is a command batch of up to some hundred kB, so the count is kept
