@@ -68,14 +68,7 @@ impl Keyspace {
     /// `give_up` said so.
     pub fn hash(&self, revision: i64, give_up: &GiveUp<'_>) -> std::result::Result<Option<KeyspaceHash>, ReadError> {
         let shared = self.shared();
-        let (current, compact_revision) = shared.revisions();
-        let revision = if revision <= 0 { current } else { revision };
-        if revision > current {
-            return Err(ReadError::Future);
-        }
-        if revision < compact_revision {
-            return Err(ReadError::Compacted);
-        }
+        let (revision, compact_revision) = hashable(&shared, revision)?;
         // Of what is committed, which may be newer than what is published.
         let (newest, sum) = stored(&shared)?.ok_or_else(|| StorageError::Invariant {
             what: "the hash of the keyspace is missing, although it was there at the start".into(),
@@ -113,6 +106,16 @@ impl Keyspace {
     }
 }
 
+/// The revision that is meant, the current one for 0 or less, if it can be hashed; and the compact revision.
+fn hashable(shared: &Shared, revision: i64) -> std::result::Result<(i64, i64), ReadError> {
+    let (current, compact_revision) = shared.revisions();
+    match if revision <= 0 { current } else { revision } {
+        revision if revision > current => Err(ReadError::Future),
+        revision if revision < compact_revision => Err(ReadError::Compacted),
+        revision => Ok((revision, compact_revision)),
+    }
+}
+
 /// The hash as [`Keyspace::hash`] gives it, but of the records as they are stored now. Reads all of the keyspace. None if
 /// `give_up` said so.
 pub fn of_records(
@@ -121,14 +124,7 @@ pub fn of_records(
     give_up: &GiveUp<'_>,
 ) -> std::result::Result<Option<KeyspaceHash>, ReadError> {
     let shared = keyspace.shared();
-    let (current, compact_revision) = shared.revisions();
-    let revision = if revision <= 0 { current } else { revision };
-    if revision > current {
-        return Err(ReadError::Future);
-    }
-    if revision < compact_revision {
-        return Err(ReadError::Compacted);
-    }
+    let (revision, compact_revision) = hashable(&shared, revision)?;
     let source = Source { shared: &shared, overlay: None };
     let Some(sum) = of_state(&source, revision, give_up)? else { return Ok(None) };
     shared.check_floor(revision)?;
