@@ -81,8 +81,8 @@ async fn longest_gap(answers: &Answers, lost: Instant) -> Duration {
             before = before.max(at);
         }
         let longest = gaps.into_iter().max().unwrap_or_default();
-        // A second of steady answers ends it: leaders are given up later than that only by a fault.
-        let is_steady = before.duration_since(lost) > longest + Duration::from_secs(2);
+        // Steady answers end it: leaders are given up later than that only by a fault.
+        let is_steady = before.duration_since(lost) > longest + Duration::from_secs(1);
         if is_steady || lost.elapsed() > LOOK {
             return longest.max(Instant::now().duration_since(before));
         }

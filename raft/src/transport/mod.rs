@@ -18,6 +18,7 @@ mod message;
 
 mod connection;
 mod forward;
+mod gone;
 mod link;
 mod network;
 mod peers;

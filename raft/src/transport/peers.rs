@@ -49,6 +49,8 @@ pub(crate) struct Peers {
     pub(crate) context: Arc<Context>,
     peers: Mutex<HashMap<u64, Arc<Peer>>>,
     pub(crate) incoming: AtomicUsize,
+    /// Somebody finds out whether the leader's process is still there.
+    pub(crate) looks_for_leader: AtomicBool,
     /// Empty before raft is open and after it was closed: it and the connections hold each other.
     raft: Mutex<Option<DaymarkRaft>>,
 }
@@ -149,6 +151,7 @@ impl Peers {
             context: Arc::new(context),
             peers: Mutex::default(),
             incoming: AtomicUsize::new(0),
+            looks_for_leader: AtomicBool::new(false),
             raft: Mutex::default(),
         })
     }

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::forward;
 use super::frame::{Frame, FrameError, FrameReader, Outbox};
+use super::gone;
 use super::hello::{Answer, HELLO_BYTES_MAX, Hello, Kind, PROTOCOL, Refusal};
 use super::message::{self, tag};
 use super::peers::{Context, FRAME_BYTES_MAX, Peers};
@@ -50,7 +51,9 @@ pub(crate) async fn accept(peers: &Arc<Peers>, raft: Option<DaymarkRaft>, stream
     let Some(raft) = raft else { return };
     reader.set_bound(FRAME_BYTES_MAX);
     peers.note_heard(hello.sender);
-    if let Err(error) = serve(peers, raft, hello.sender, kind, reader, writer).await {
+    let served = serve(peers, raft, hello.sender, kind, reader, writer).await;
+    gone::suspect(peers, hello.sender);
+    if let Err(error) = served {
         if let Some(stats) = peers.stats_of_member(hello.sender) {
             stats.received_failures.fetch_add(1, Ordering::Relaxed);
         }

@@ -303,6 +303,55 @@ fn the_loss_of_a_leader_costs_an_election_and_nothing_else() {
 }
 
 #[test]
+fn a_leader_whose_process_ends_is_replaced_before_any_time_out() {
+    let mut cluster = Cluster::start(13);
+    let mut acknowledged = Vec::new();
+    for _ in 0..3 {
+        let leader = cluster.leader_of(&[1, 2, 3]);
+        let others = cluster.others(leader);
+        acknowledged.push(cluster.write(others[0]).0);
+        cluster.expect_same(&acknowledged);
+        let begun = Instant::now();
+        let state = cluster.stop_member(leader);
+        let stopped = begun.elapsed();
+        let next = cluster.leader_of(&others);
+        acknowledged.push(cluster.write(next).0);
+        let took = begun.elapsed();
+        println!("stopped after {stopped:?}, written after {took:?}");
+        assert!(took < ELECTION * 13 / 20, "no follower gives a silent leader up so early: {took:?}");
+        cluster.start_member(leader, state);
+        acknowledged.push(cluster.write(leader).0);
+    }
+    cluster.expect_same(&acknowledged);
+    cluster.stop();
+}
+
+#[test]
+fn a_leader_that_one_member_takes_for_dead_stays() {
+    let mut cluster = Cluster::start(14);
+    let leader = cluster.leader_of(&[1, 2, 3]);
+    let others = cluster.others(leader);
+    let mut acknowledged = vec![cluster.write(others[0]).0];
+    let term = cluster.members[&leader].handle.term();
+    let dialed = cluster.net.dialed();
+    cluster.net.break_between(leader, others[0]);
+    let give_up = Instant::now() + 3 * ELECTION;
+    while Instant::now() < give_up {
+        acknowledged.push(cluster.write(leader).0);
+        acknowledged.push(cluster.write(others[1]).0);
+        std::thread::sleep(ELECTION / 20);
+    }
+    assert!(cluster.net.dialed() > dialed, "somebody tried to reach the other");
+    assert_eq!(cluster.leader_of(&[leader, others[1]]), leader);
+    assert_eq!(cluster.members[&leader].handle.term(), term, "nobody was elected meanwhile");
+    cluster.net.heal();
+    acknowledged.push(cluster.write(others[0]).0);
+    cluster.expect_same(&acknowledged);
+    assert_eq!(cluster.leader_of(&[1, 2, 3]), leader);
+    cluster.stop();
+}
+
+#[test]
 fn a_leader_without_quorum_says_so_and_the_others_go_on() {
     let mut cluster = Cluster::start(4);
     let old = cluster.leader_of(&[1, 2, 3]);

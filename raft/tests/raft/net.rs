@@ -18,6 +18,11 @@ struct Switches {
     /// From and to.
     cut: BTreeSet<(u64, u64)>,
     waiting: Vec<Waker>,
+    /// Pairs between which connections break and are refused.
+    broken: BTreeSet<(u64, u64)>,
+    /// Who reads from which wire.
+    readers: BTreeMap<u64, Waker>,
+    wires: u64,
     members: BTreeMap<u64, Handle>,
     dialed: u64,
 }
@@ -44,13 +49,28 @@ impl Net {
         self.cut(other, one);
     }
 
+    /// Ends the connections between two members and refuses new ones.
+    pub fn break_between(&self, one: u64, other: u64) {
+        let readers = {
+            let mut switches = self.0.lock().unwrap();
+            switches.broken.extend([(one, other), (other, one)]);
+            std::mem::take(&mut switches.readers)
+        };
+        readers.into_values().for_each(Waker::wake);
+    }
+
     pub fn heal(&self) {
         let waiting = {
             let mut switches = self.0.lock().unwrap();
             switches.cut.clear();
+            switches.broken.clear();
             std::mem::take(&mut switches.waiting)
         };
         waiting.into_iter().for_each(Waker::wake);
+    }
+
+    fn is_broken(&self, from: u64, to: u64) -> bool {
+        self.0.lock().unwrap().broken.contains(&(from, to))
     }
 
     /// How often somebody has tried to connect.
@@ -74,7 +94,11 @@ impl Net {
     /// Both ends of a connection that `from` opens to `to`.
     pub fn wires(&self, from: u64, to: u64) -> (PeerStream, PeerStream) {
         let (near, far) = tokio::io::duplex(WIRE_BYTES);
-        let wire = |inner, from, to| Box::new(Wire { inner, net: self.clone(), from, to }) as PeerStream;
+        let wire = |inner, from, to| {
+            let mut switches = self.0.lock().unwrap();
+            switches.wires += 1;
+            Box::new(Wire { inner, net: self.clone(), number: switches.wires, from, to }) as PeerStream
+        };
         (wire(near, to, from), wire(far, from, to))
     }
 }
@@ -92,6 +116,7 @@ impl Dialer for Port {
             std::future::poll_fn(|context| net.poll_open(from, to, context)).await;
             std::future::poll_fn(|context| net.poll_open(to, from, context)).await;
             let handle = net.0.lock().unwrap().members.get(&to).cloned();
+            let handle = handle.filter(|_| !net.is_broken(from, to));
             let handle = handle.ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionRefused))?;
             let (near, far) = net.wires(from, to);
             handle.accept_peer(far);
@@ -104,12 +129,23 @@ impl Dialer for Port {
 struct Wire {
     inner: DuplexStream,
     net: Net,
+    number: u64,
     from: u64,
     to: u64,
 }
 
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.net.0.lock().unwrap().readers.remove(&self.number);
+    }
+}
+
 impl AsyncRead for Wire {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.net.is_broken(self.from, self.to) {
+            return Poll::Ready(Ok(()));
+        }
+        self.net.0.lock().unwrap().readers.insert(self.number, cx.waker().clone());
         std::task::ready!(self.net.poll_open(self.from, self.to, cx));
         Pin::new(&mut self.inner).poll_read(cx, buffer)
     }
@@ -117,6 +153,9 @@ impl AsyncRead for Wire {
 
 impl AsyncWrite for Wire {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.net.is_broken(self.from, self.to) {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
         Pin::new(&mut self.inner).poll_write(cx, bytes)
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

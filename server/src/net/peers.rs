@@ -42,21 +42,27 @@ impl PeerDialer {
 }
 
 impl Dialer for PeerDialer {
-    /// Tries each peer URL in turn; the error names them all.
+    /// Tries each peer URL in turn; the error names them all. Its kind says `ConnectionRefused` if all of them refused.
     fn dial(&self, member_id: u64) -> BoxFuture<io::Result<PeerStream>> {
         let (urls, tls) = ((self.addresses)(member_id), self.tls.clone());
         Box::pin(async move {
             let mut errors = Vec::new();
+            let mut kind = if urls.is_empty() { io::ErrorKind::NotConnected } else { io::ErrorKind::ConnectionRefused };
             for url in &urls {
                 match dial_url(url, tls.as_deref()).await {
                     Ok(stream) => return Ok(stream),
-                    Err(error) => errors.push(format!("{url}: {error}")),
+                    Err(error) => {
+                        if error.kind() != io::ErrorKind::ConnectionRefused {
+                            kind = io::ErrorKind::NotConnected;
+                        }
+                        errors.push(format!("{url}: {error}"));
+                    }
                 }
             }
             if errors.is_empty() {
                 errors.push(format!("no peer URL is known of member {member_id:x}"));
             }
-            Err(io::Error::new(io::ErrorKind::NotConnected, errors.join("; ")))
+            Err(io::Error::new(kind, errors.join("; ")))
         })
     }
 }
