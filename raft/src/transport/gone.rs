@@ -59,7 +59,7 @@ async fn look(
     tracing::warn!(leader = format!("{leader:x}"), "the leader's process has ended: asking for votes");
     // Said to be given to the one that has gone, so that nobody takes over by it: all it does here is to end the lease,
     // for which alone a vote would be refused.
-    let _ = raft.handle_transfer_leader(TransferLeaderRequest::new(vote.clone(), leader, None)).await?;
+    let _ = raft.handle_transfer_leader(TransferLeaderRequest::new(vote, leader, None)).await?;
     let turn = context.election / TURNS;
     let earlier = view.voters.iter().filter(|id| **id != leader && **id < own).count();
     runtime::sleep(turn * u32::try_from(earlier).unwrap_or(TRIES)).await;
@@ -74,7 +74,7 @@ async fn look(
 }
 
 fn vote_of(raft: &DaymarkRaft) -> RaftVote {
-    raft.metrics().borrow_watched().vote.clone()
+    raft.metrics().borrow_watched().vote
 }
 
 /// Whether nobody is there: connections are refused, or end before the greeting is answered.

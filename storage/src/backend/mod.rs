@@ -250,6 +250,22 @@ impl WriteBatch {
         self.clear();
     }
 
+    /// Brings the changes of `family` into the order of their keys, behind all others; those of one key keep theirs. Not
+    /// where there are several blocks, which are given back in the order in which they were filled.
+    pub fn sort(&mut self, family: Family) {
+        if self.blocks.len() != 1 {
+            return;
+        }
+        let block = &self.blocks[0];
+        let key = |change: &Change| change.read(block).1;
+        // Mostly the first bytes decide, and then nothing has to be fetched.
+        let own = self.changes.iter().filter(|change| change.family == family);
+        let mut sorted: Vec<_> = own.map(|change| (first_bytes(key(change)), *change)).collect();
+        sorted.sort_by(|(a_first, a), (b_first, b)| a_first.cmp(b_first).then_with(|| key(a).cmp(key(b))));
+        self.changes.retain(|change| change.family != family);
+        self.changes.extend(sorted.into_iter().map(|(_, change)| change));
+    }
+
     /// Number of changes.
     pub fn len(&self) -> usize {
         self.changes.len()
@@ -314,6 +330,14 @@ impl WriteBatch {
     }
 }
 
+/// The first eight bytes as a number that orders keys as they do.
+fn first_bytes(key: &[u8]) -> u64 {
+    let mut first = [0; 8];
+    let len = key.len().min(8);
+    first[..len].copy_from_slice(&key[..len]);
+    u64::from_be_bytes(first)
+}
+
 impl Change {
     fn read<'a>(&self, block: &'a [u8]) -> ChangeRef<'a> {
         let (key, rest) = block[self.start as usize..].split_at(self.key_len as usize);
@@ -367,6 +391,42 @@ mod tests {
             assert!(drained == expected && batch.is_empty() && batch.byte_len() == 0);
             assert!(batch.blocks.iter().map(Vec::capacity).sum::<usize>() <= 2 * BLOCK_BYTES);
         }
+    }
+
+    #[test]
+    fn changes_of_one_family_are_brought_into_order() {
+        let mut batch = WriteBatch::default();
+        let keys: [&[u8]; 8] = [b"b", b"a", b"b", b"", b"a\0", b"12345678b", b"12345678a", b"\xff"];
+        for (number, key) in keys.iter().enumerate() {
+            batch.put(Family::Cur, key, &[number as u8]);
+            batch.put(Family::Log, &[9 - number as u8], b"log");
+        }
+        batch.delete(Family::Cur, b"a");
+        batch.sort(Family::Cur);
+        let got: Vec<Owned> = batch.changes().map(owned).collect();
+        assert!(got[..8].iter().enumerate().all(|(n, change)| change.0 == Family::Log && change.1 == [9 - n as u8]));
+        let cur: Vec<_> = got[8..].iter().map(|(_, key, value)| (&key[..], value.as_ref().map(|v| v[0]))).collect();
+        let expected: [(&[u8], Option<u8>); 9] = [
+            (b"", Some(3)),
+            (b"12345678a", Some(6)),
+            (b"12345678b", Some(5)),
+            (b"a", Some(1)),
+            (b"a", None),
+            (b"a\0", Some(4)),
+            (b"b", Some(0)),
+            (b"b", Some(2)),
+            (b"\xff", Some(7)),
+        ];
+        assert_eq!(cur, expected, "and of one key the later one stays later");
+    }
+
+    #[test]
+    fn a_batch_of_several_blocks_stays_as_it_is() {
+        let mut batch = WriteBatch::default();
+        fill(&mut batch, 1, 20);
+        let before: Vec<Owned> = batch.changes().map(owned).collect();
+        batch.sort(Family::Cur);
+        assert!(batch.changes().map(owned).eq(before));
     }
 
     #[test]
