@@ -31,6 +31,10 @@ const LEVEL_BASE_BYTES: u64 = 256 << 20;
 /// of these that overlap, so no less than that level makes sense.
 const MERGE_BYTES_MAX: u64 = LEVEL_BASE_BYTES;
 
+/// How fast writes may go at first when merging has fallen behind by 24 files; RocksDB finds the rate that it can keep from
+/// there. The only name of this option is in text.
+const DELAYED_WRITE_RATE: &str = "delayed_write_rate=67108864";
+
 /// What looking at a few rows of a copy may take.
 const LOOK_BUDGET_BYTES: usize = 8 << 20;
 
@@ -416,18 +420,18 @@ fn database_options(
     options: &RocksOptions,
     memtables: &WriteBufferManager,
 ) -> std::result::Result<Options, rocksdb::Error> {
-    let mut o = Options::default();
+    let mut o = Options::default().get_options_from_string(DELAYED_WRITE_RATE)?;
     o.create_if_missing(true);
     o.create_missing_column_families(true);
     // One state for all families after a crash, which is what makes replay from the applied id right.
     o.set_atomic_flush(true);
     o.set_write_buffer_manager(memtables);
     o.set_paranoid_checks(true);
-    // One flush and one compaction; the latter gives way to everything that answers clients.
+    // One flush and one compaction, with the priority of everything else: one that gives way to all others gets nothing
+    // on a machine that is busy, flushed files pile up, and then writes stop until they are merged.
     let mut env = Env::new()?;
     env.set_high_priority_background_threads(1);
     env.set_low_priority_background_threads(1);
-    env.lower_thread_pool_cpu_priority();
     o.set_env(&env);
     o.set_max_background_jobs(2);
     // One thread writes: locks and hints for several would only cost.
@@ -468,8 +472,11 @@ fn family_options(
     o.set_target_file_size_base(TARGET_FILE_BYTES);
     o.set_max_bytes_for_level_base(LEVEL_BASE_BYTES);
     o.set_max_compaction_bytes(MERGE_BYTES_MAX);
-    o.set_level_zero_slowdown_writes_trigger(24);
-    o.set_level_zero_stop_writes_trigger(40);
+    // Each flush makes a file in every family. Only those of `cur` are large and overlap: the others must not stop writes
+    // while the one thread that merges is at work on it.
+    let files = if family == Family::Cur { 24 } else { 240 };
+    o.set_level_zero_slowdown_writes_trigger(files);
+    o.set_level_zero_stop_writes_trigger(files + 16);
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
     table.set_cache_index_and_filter_blocks(true);
@@ -582,6 +589,26 @@ mod tests {
             assert_eq!(merge, 256 << 20, "{family:?}");
             assert!(level <= merge && 2 * bytes("target_file_size_base") <= level, "{family:?}");
         }
+    }
+
+    /// What has the least priority gets nothing while others want all: writes stopped for minutes until that was merged
+    /// which had piled up.
+    #[test]
+    fn merging_has_the_priority_of_everything_else() {
+        let nice = |task: &Path| -> i64 {
+            let stat = fs::read_to_string(task.join("stat")).unwrap();
+            let behind_name = stat.rsplit_once(')').unwrap().1;
+            behind_name.split_whitespace().nth(16).unwrap().parse().unwrap()
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let _backend = RocksBackend::open(RocksOptions::new(dir.path())).unwrap();
+        let tasks = fs::read_dir("/proc/self/task").unwrap().map(|entry| entry.unwrap().path());
+        let is_merger =
+            |task: &PathBuf| fs::read_to_string(task.join("comm")).is_ok_and(|name| name == "rocksdb:low\n");
+        let mergers: Vec<_> = tasks.filter(is_merger).collect();
+        assert!(!mergers.is_empty(), "RocksDB names its threads");
+        let own = nice(Path::new("/proc/self"));
+        assert!(mergers.iter().all(|task| nice(task) == own));
     }
 
     #[test]
