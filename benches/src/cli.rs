@@ -5,7 +5,10 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Subcommand};
 use daymark_client::config::Tls;
 
-use crate::{put, range, watch};
+use crate::{floor, lease, page, put, range, stm, txn_mixed, txn_put, watch, watch_get, watch_latency};
+
+/// Where servers are looked for unless --endpoints says otherwise.
+pub const DEFAULT_ENDPOINT: &str = "127.0.0.1:2379";
 
 /// `daymark bench`: load a server and report throughput, latency and the server's cost per operation.
 #[derive(Args, Clone, Debug)]
@@ -20,6 +23,24 @@ enum Command {
     Put(put::PutArgs),
     /// Read keys or ranges.
     Range(range::RangeArgs),
+    /// Put several keys in one transaction.
+    TxnPut(txn_put::TxnPutArgs),
+    /// Mix transactions that read and others that write.
+    TxnMixed(txn_mixed::TxnMixedArgs),
+    /// Read some keys and write some of them if they have not changed, again and again until it succeeds.
+    Stm(stm::StmArgs),
+    /// Make leases.
+    LeaseGrant(lease::GrantArgs),
+    /// Renew leases.
+    LeaseKeepalive(lease::KeepaliveArgs),
+    /// Read a key while many watchers catch up with the past.
+    WatchGet(watch_get::WatchGetArgs),
+    /// Put one key at a steady rate and time its events.
+    WatchLatency(watch_latency::WatchLatencyArgs),
+    /// Put keys into a server that keeps nothing: what the transport alone costs.
+    Floor(floor::FloorArgs),
+    /// Make a page with figures out of measurements.
+    Report(page::ReportArgs),
     /// Put keys under watched prefixes and time their events.
     Watch(watch::WatchArgs),
 }
@@ -29,7 +50,7 @@ enum Command {
 pub struct CommonArgs {
     /// Client addresses of the servers, separated by commas: host:port, with http:// or https:// before it, or
     /// unix:path. Connections are dealt out to them in turn. An etcd may be measured as well as a Daymark.
-    #[arg(long, value_delimiter = ',', default_value = "127.0.0.1:2379")]
+    #[arg(long, value_delimiter = ',', default_value = DEFAULT_ENDPOINT)]
     pub endpoints: Vec<String>,
     /// Authorities that vouch for the servers, PEM: connections are encrypted then.
     #[arg(long, value_name = "FILE")]
@@ -114,6 +135,15 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     match &args.command {
         Command::Put(args) => put::run(args),
         Command::Range(args) => range::run(args),
+        Command::TxnPut(args) => txn_put::run(args),
+        Command::TxnMixed(args) => txn_mixed::run(args),
+        Command::Stm(args) => stm::run(args),
+        Command::LeaseGrant(args) => lease::grant(args),
+        Command::LeaseKeepalive(args) => lease::keepalive(args),
+        Command::WatchGet(args) => watch_get::run(args),
+        Command::WatchLatency(args) => watch_latency::run(args),
+        Command::Report(args) => page::run(args),
+        Command::Floor(args) => floor::run(args),
         Command::Watch(args) => watch::run(args),
     }
 }
@@ -124,5 +154,31 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     match Duration::try_from_secs_f64(seconds) {
         Ok(duration) if !duration.is_zero() => Ok(duration),
         _ => Err("must be more than 0 seconds".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use clap::Command;
+
+    use super::*;
+
+    /// clap looks for this itself, but not in release builds; the later of two flags would read the value of the other.
+    #[test]
+    fn no_command_has_a_flag_twice() {
+        let bench = BenchArgs::augment_args(Command::new("bench"));
+        let mut commands = 0;
+        for command in bench.get_subcommands() {
+            let (mut ids, mut names) = (HashSet::new(), HashSet::new());
+            for argument in command.get_arguments() {
+                assert!(ids.insert(argument.get_id()), "{}: {} twice", command.get_name(), argument.get_id());
+                let name = argument.get_long();
+                assert!(name.is_none_or(|name| names.insert(name)), "{}: {name:?} twice", command.get_name());
+            }
+            commands += 1;
+        }
+        assert!(commands > 10, "{commands} commands");
     }
 }

@@ -1,5 +1,5 @@
-//! Runs one kind of unary call many times: threads, connections, clients, in closed or open loop. Knows neither what the
-//! calls mean nor how results are shown.
+//! Runs one kind of operation many times: threads, connections, clients, in closed or open loop. Knows neither what the
+//! operations mean nor how results are shown.
 //!
 //! A client is one task that loops. A thread is a current-thread runtime with its share of connections and clients; all
 //! draw operation numbers from one counter.
@@ -17,19 +17,85 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use daymark_client::dial::Dialer;
+use http::request::Parts;
 use tokio::{runtime, sync::Semaphore, task::JoinSet, time};
 
 use crate::{
     cli::CommonArgs,
-    h2_client::{CallError, Connection},
+    h2_client::{CallError, Connection, Duplex, Sender},
     histogram::Recorder,
     pacing::{Schedule, Timer},
+    proc::Sample,
     progress::{PERIOD, Progress},
     report::Cost,
     target,
 };
 
-/// One kind of operation.
+/// One kind of operation, of any number of calls.
+pub trait Operation: Send + Sync + 'static {
+    /// What one client keeps from one of its operations to the next.
+    type Client: Send + 'static;
+    /// Whether it knows by itself when the run is over.
+    const ENDS_BY_ITSELF: bool = false;
+    /// Makes client number `number` ready; before the run, and again after its connection broke.
+    fn open(&self, number: u32, caller: &mut Caller) -> impl Future<Output = Result<Self::Client, CallError>> + Send;
+    /// Does operation number `op`.
+    fn perform(
+        &self,
+        client: &mut Self::Client,
+        caller: &mut Caller,
+        op: u64,
+    ) -> impl Future<Output = Result<Done, CallError>> + Send;
+    /// Whether the run is over before its total and its duration.
+    fn is_over(&self) -> bool {
+        false
+    }
+    /// Waits for what goes on after the last answer and still belongs to the run.
+    fn settle(&self) {}
+}
+
+/// What an operation that succeeded has to tell.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Done {
+    /// Message bytes of its answers.
+    pub bytes: u64,
+    /// Keys in its answers.
+    pub keys: u64,
+    /// How often it was begun again before it succeeded.
+    pub retries: u64,
+    /// Its kind, where a load has several whose latencies are told apart.
+    pub kind: Option<&'static str>,
+}
+
+/// One client's access to its connection.
+pub struct Caller {
+    connection: Arc<Connection>,
+    sender: Sender,
+}
+
+impl Caller {
+    async fn new(connection: Arc<Connection>) -> Self {
+        let sender = connection.sender().await;
+        Self { connection, sender }
+    }
+
+    /// The head of every call of one method, to be kept.
+    pub fn head(&self, path: &str) -> Parts {
+        self.connection.head(path)
+    }
+
+    /// Sends a framed message and returns the one that answers it.
+    pub async fn unary(&mut self, head: &Parts, framed: Bytes) -> Result<Bytes, CallError> {
+        self.sender.unary(head, framed).await
+    }
+
+    /// Opens a stream in both directions.
+    pub async fn stream(&mut self, head: &Parts, first: Bytes) -> Result<Duplex, CallError> {
+        self.sender.stream(head, first).await
+    }
+}
+
+/// An operation of one unary call.
 pub trait Workload: Send + Sync + 'static {
     /// gRPC path of the method.
     fn path(&self) -> &'static str;
@@ -37,8 +103,34 @@ pub trait Workload: Send + Sync + 'static {
     fn request(&self, op: u64) -> Bytes;
     /// Looks at the answer to `op`: keys in it, or what is wrong with it.
     fn check(&self, op: u64, answer: Bytes) -> Result<u64, CallError>;
+    /// The kind of operation `op`, where there are several.
+    fn kind(&self, _op: u64) -> Option<&'static str> {
+        None
+    }
     /// Waits for what goes on after the last answer and still belongs to the run.
     fn settle(&self) {}
+}
+
+/// Makes a [`Workload`] an [`Operation`].
+struct Unary<W>(Arc<W>);
+
+impl<W: Workload> Operation for Unary<W> {
+    type Client = Parts;
+
+    async fn open(&self, _number: u32, caller: &mut Caller) -> Result<Parts, CallError> {
+        Ok(caller.head(self.0.path()))
+    }
+
+    async fn perform(&self, head: &mut Parts, caller: &mut Caller, op: u64) -> Result<Done, CallError> {
+        let answer = caller.unary(head, self.0.request(op)).await?;
+        let bytes = answer.len() as u64;
+        let (keys, kind) = (self.0.check(op, answer)?, self.0.kind(op));
+        Ok(Done { bytes, keys, kind, ..Done::default() })
+    }
+
+    fn settle(&self) {
+        self.0.settle();
+    }
 }
 
 /// What a run gave.
@@ -46,6 +138,8 @@ pub struct Outcome {
     pub recorder: Recorder,
     pub elapsed: Duration,
     pub cost: Cost,
+    /// The servers at the end of each second.
+    pub samples: Vec<Sample>,
 }
 
 /// What all threads share.
@@ -60,11 +154,18 @@ struct Shared {
     answered: AtomicU64,
     /// Set when the run is given up.
     give_up: AtomicBool,
+    /// Set when the operation says that the run is over.
+    stopped: AtomicBool,
 }
 
-/// Runs the load.
-pub fn run(args: &CommonArgs, workload: Arc<dyn Workload>) -> Result<Outcome> {
-    ensure!(args.total > 0 || args.duration.is_some(), "--total 0 needs --duration");
+/// Runs a load of unary calls.
+pub fn run<W: Workload>(args: &CommonArgs, workload: Arc<W>) -> Result<Outcome> {
+    run_operation(args, Arc::new(Unary(workload)))
+}
+
+/// Runs a load.
+pub fn run_operation<O: Operation>(args: &CommonArgs, operation: Arc<O>) -> Result<Outcome> {
+    ensure!(args.total > 0 || args.duration.is_some() || O::ENDS_BY_ITSELF, "--total 0 needs --duration");
     ensure!(args.rate >= 0.0 && args.rate.is_finite(), "--rate must not be negative");
     ensure!(
         args.threads <= args.conns && args.threads <= args.clients,
@@ -78,6 +179,7 @@ pub fn run(args: &CommonArgs, workload: Arc<dyn Workload>) -> Result<Outcome> {
         ended: AtomicU64::new(0),
         answered: AtomicU64::new(0),
         give_up: AtomicBool::new(false),
+        stopped: AtomicBool::new(false),
     });
     let (ready, are_ready) = mpsc::channel();
     let (done, are_done) = mpsc::channel();
@@ -86,11 +188,11 @@ pub fn run(args: &CommonArgs, workload: Arc<dyn Workload>) -> Result<Outcome> {
         let (go, wait) = mpsc::channel();
         let load = ThreadLoad {
             shared: shared.clone(),
-            workload: workload.clone(),
+            operation: operation.clone(),
             addresses: share(args.conns, args.threads, number)
                 .map(|conn| addresses[conn as usize % addresses.len()].clone())
                 .collect(),
-            clients: share(args.clients, args.threads, number).count(),
+            clients: share(args.clients, args.threads, number).collect(),
             rate: args.rate / f64::from(args.threads),
         };
         let (ready, done) = (ready.clone(), done.clone());
@@ -109,18 +211,19 @@ pub fn run(args: &CommonArgs, workload: Arc<dyn Workload>) -> Result<Outcome> {
         go.send(start).context("a load thread ended before the start")?;
     }
     let mut recorder = Recorder::new();
-    for results in watch_over(args, &shared, &are_done)? {
+    let (results, samples) = watch_over(args, &shared, &are_done, start)?;
+    for results in results {
         recorder.merge(&results?);
     }
     let elapsed = start.elapsed();
-    workload.settle();
+    operation.settle();
     if shared.give_up.load(Ordering::Relaxed) {
         recorder.fail(format!("given up: nothing was answered for {:?}", args.stall_timeout));
     }
     let cost = cost.after(recorder.succeeded)?;
     // The threads live until here, so that their context switches are still there to be counted.
     drop(threads);
-    Ok(Outcome { recorder, elapsed, cost })
+    Ok(Outcome { recorder, elapsed, cost, samples })
 }
 
 /// The numbers out of `0..all` that belong to thread `number`.
@@ -128,15 +231,16 @@ fn share(all: u32, threads: u32, number: u32) -> impl Iterator<Item = u32> {
     (number..all).step_by(threads as usize)
 }
 
-/// Draws the progress bar until all threads have handed in their results. Has them give up when nothing is answered any
-/// more.
+/// Draws the progress bar, and looks at the servers each second, until all threads have handed in their results. Has them
+/// give up when nothing is answered any more.
 fn watch_over(
     args: &CommonArgs,
     shared: &Shared,
     done: &mpsc::Receiver<Result<Recorder>>,
-) -> Result<Vec<Result<Recorder>>> {
+    start: Instant,
+) -> Result<(Vec<Result<Recorder>>, Vec<Sample>)> {
     let mut progress = Progress::new(args.total);
-    let mut results = Vec::new();
+    let (mut results, mut samples) = (Vec::new(), Vec::new());
     let (mut answered_last, mut since) = (0, Instant::now());
     while results.len() < args.threads as usize {
         match done.recv_timeout(PERIOD) {
@@ -145,6 +249,9 @@ fn watch_over(
             Err(mpsc::RecvTimeoutError::Disconnected) => bail!("a load thread panicked"),
         }
         progress.update(shared.ended.load(Ordering::Relaxed));
+        if !args.pid.is_empty() && start.elapsed().as_secs() > samples.len() as u64 {
+            samples.push(Sample::take(&args.pid, start.elapsed())?);
+        }
         let answered = shared.answered.load(Ordering::Relaxed);
         if answered != answered_last {
             (answered_last, since) = (answered, Instant::now());
@@ -154,21 +261,22 @@ fn watch_over(
         }
     }
     progress.finish();
-    Ok(results)
+    Ok((results, samples))
 }
 
 /// The part of one thread.
-struct ThreadLoad {
+struct ThreadLoad<O> {
     shared: Arc<Shared>,
-    workload: Arc<dyn Workload>,
+    operation: Arc<O>,
     /// An address for each connection.
     addresses: Vec<Dialer>,
-    clients: usize,
+    /// Numbers of its clients.
+    clients: Vec<u32>,
     /// Operations per second; 0: closed loop.
     rate: f64,
 }
 
-impl ThreadLoad {
+impl<O: Operation> ThreadLoad<O> {
     /// Connects, reports that, waits for the start, runs, hands in the results, and stays until it is dismissed.
     fn run(
         self,
@@ -180,14 +288,14 @@ impl ThreadLoad {
             Ok(runtime) => runtime,
             Err(error) => return drop(ready.send(Err(error.into()))),
         };
-        let connections = match runtime.block_on(self.connect()) {
-            Ok(connections) => connections,
+        let clients = match runtime.block_on(self.prepare()) {
+            Ok(clients) => clients,
             Err(error) => return drop(ready.send(Err(error))),
         };
         // Whoever does not wait for a message here has failed already and says why.
         let _ = ready.send(Ok(()));
         let Ok(start) = wait.recv() else { return };
-        let _ = done.send(runtime.block_on(self.drive(connections, start)));
+        let _ = done.send(runtime.block_on(self.drive(clients, start)));
         drop(done);
         let _ = wait.recv();
     }
@@ -201,15 +309,38 @@ impl ThreadLoad {
         Ok(connections)
     }
 
-    async fn drive(self, connections: Vec<Arc<Connection>>, start: Instant) -> Result<Recorder> {
+    /// Opens the connections, and on them, all at once, the clients.
+    async fn prepare(&self) -> Result<Vec<(u32, Caller, O::Client)>> {
+        let connections = self.connect().await?;
+        let mut opening = JoinSet::new();
+        for (place, &number) in self.clients.iter().enumerate() {
+            let connection = connections[place % connections.len()].clone();
+            let operation = self.operation.clone();
+            opening.spawn(async move {
+                let mut caller = Caller::new(connection).await;
+                let client = operation.open(number, &mut caller).await?;
+                Ok::<_, CallError>((number, caller, client))
+            });
+        }
+        let mut clients = Vec::with_capacity(self.clients.len());
+        while let Some(opened) = opening.join_next().await {
+            clients.push(opened.context("a client panicked")?.context("cannot make a client ready")?);
+        }
+        Ok(clients)
+    }
+
+    async fn drive(self, clients: Vec<(u32, Caller, O::Client)>, start: Instant) -> Result<Recorder> {
         let recorder = Arc::new(Mutex::new(Recorder::new()));
         let pace = (self.rate > 0.0).then(|| Arc::new(Pace::new(self.rate)));
         let mut tasks = JoinSet::new();
-        for number in 0..self.clients {
+        let count = clients.len();
+        for (number, caller, client) in clients {
             let client = LoadClient {
+                number,
                 shared: self.shared.clone(),
-                workload: self.workload.clone(),
-                connection: connections[number % connections.len()].clone(),
+                operation: self.operation.clone(),
+                client,
+                caller,
                 recorder: recorder.clone(),
                 pace: pace.clone(),
                 start,
@@ -217,7 +348,7 @@ impl ThreadLoad {
             tasks.spawn(client.run());
         }
         if let Some(pace) = pace {
-            tasks.spawn(pace.release(self.shared.clone(), self.clients, start));
+            tasks.spawn(pace.release(self.shared.clone(), count, start));
         }
         let mut look = time::interval(PERIOD);
         loop {
@@ -275,7 +406,9 @@ impl Pace {
 impl Shared {
     /// Whether no further operation may begin.
     fn over(&self, elapsed: Duration) -> bool {
-        self.next.load(Ordering::Relaxed) >= self.total || self.deadline.is_some_and(|deadline| elapsed >= deadline)
+        self.next.load(Ordering::Relaxed) >= self.total
+            || self.deadline.is_some_and(|deadline| elapsed >= deadline)
+            || self.stopped.load(Ordering::Relaxed)
     }
 
     fn draw(&self, elapsed: Duration) -> Option<u64> {
@@ -288,19 +421,19 @@ impl Shared {
 }
 
 /// One client: an operation after the other.
-struct LoadClient {
+struct LoadClient<O: Operation> {
+    number: u32,
     shared: Arc<Shared>,
-    workload: Arc<dyn Workload>,
-    connection: Arc<Connection>,
+    operation: Arc<O>,
+    client: O::Client,
+    caller: Caller,
     recorder: Arc<Mutex<Recorder>>,
     pace: Option<Arc<Pace>>,
     start: Instant,
 }
 
-impl LoadClient {
-    async fn run(self) {
-        let mut sender = self.connection.sender().await;
-        let head = self.connection.head(self.workload.path());
+impl<O: Operation> LoadClient<O> {
+    async fn run(mut self) {
         let mut now = self.start.elapsed();
         loop {
             let due = match &self.pace {
@@ -308,31 +441,41 @@ impl LoadClient {
                 None => now,
             };
             let Some(op) = self.shared.draw(now) else { return };
-            let outcome = sender.unary(&head, self.workload.request(op)).await;
+            let outcome = self.operation.perform(&mut self.client, &mut self.caller, op).await;
             now = self.start.elapsed();
-            let outcome = outcome.and_then(|answer| {
-                let bytes = answer.len() as u64;
-                Ok((bytes, self.workload.check(op, answer)?))
-            });
             let broken = matches!(outcome, Err(CallError::Broken(_)));
             if !broken {
                 self.shared.answered.fetch_add(1, Ordering::Relaxed);
             }
             self.record(outcome, due, now);
-            if broken && let Err(error) = self.connection.reopen(&mut sender).await {
+            if broken && let Err(error) = self.mend().await {
                 self.recorder.lock().expect("no client panicked").fail(format!("reconnecting: {error}"));
+            }
+            if self.operation.is_over() {
+                self.shared.stopped.store(true, Ordering::Relaxed);
             }
         }
     }
 
-    fn record(&self, outcome: Result<(u64, u64), CallError>, due: Duration, now: Duration) {
+    async fn mend(&mut self) -> Result<(), CallError> {
+        self.caller.connection.reopen(&mut self.caller.sender).await?;
+        self.client = self.operation.open(self.number, &mut self.caller).await?;
+        Ok(())
+    }
+
+    fn record(&self, outcome: Result<Done, CallError>, due: Duration, now: Duration) {
         self.shared.ended.fetch_add(1, Ordering::Relaxed);
         let mut recorder = self.recorder.lock().expect("no client panicked");
         match outcome {
-            Ok((bytes, keys)) => {
-                recorder.succeed(now.saturating_sub(due), now);
-                recorder.answer_bytes += bytes;
-                recorder.answer_keys += keys;
+            Ok(done) => {
+                let latency = now.saturating_sub(due);
+                recorder.succeed(latency, now);
+                recorder.answer_bytes += done.bytes;
+                recorder.answer_keys += done.keys;
+                recorder.retries += done.retries;
+                if let Some(kind) = done.kind {
+                    recorder.note_kind(kind, latency);
+                }
             }
             Err(error) => recorder.fail(error.to_string()),
         }
@@ -360,6 +503,7 @@ mod tests {
             ended: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             give_up: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
         };
         let counted = shared(3, None);
         assert_eq!((0..5).filter_map(|_| counted.draw(Duration::ZERO)).collect::<Vec<_>>(), [0, 1, 2]);

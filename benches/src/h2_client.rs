@@ -1,10 +1,17 @@
 //! A gRPC client for the hot path: HTTP/2 by `h2`, gRPC's framing by hand, no layers and no tasks per call. Unary calls
 //! and open streams, without compression, deadlines or metadata.
 
-use std::{future::poll_fn, sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::{Buf, Bytes, BytesMut};
-use daymark_client::dial::Dialer;
+use daymark_client::dial::{Dialer, Stream};
 use h2::{
     RecvStream, SendStream,
     client::{Builder, SendRequest},
@@ -12,7 +19,11 @@ use h2::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header, request::Parts};
 use percent_encoding::percent_decode;
 use prost::Message;
-use tokio::{sync::Mutex, time};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::Mutex,
+    time,
+};
 
 /// Windows large enough that a server never waits for the harness.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
@@ -107,6 +118,30 @@ impl Connection {
     }
 }
 
+/// A socket that takes one buffer at a time. Where it can take several, `h2` writes each message of more than 256 bytes by
+/// itself; so messages of up to 1024 bytes are copied, and all that are ready go out at once.
+struct OneBuffer(Stream);
+
+impl AsyncRead for OneBuffer {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for OneBuffer {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
 async fn connect(dialer: &Dialer) -> Result<SendRequest<Bytes>, CallError> {
     let attempt = async {
         let socket = dialer.connect().await.map_err(|e| CallError::Broken(e.to_string()))?;
@@ -114,7 +149,7 @@ async fn connect(dialer: &Dialer) -> Result<SendRequest<Bytes>, CallError> {
             .initial_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .enable_push(false)
-            .handshake(socket)
+            .handshake(OneBuffer(socket))
             .await?;
         // Its failure reaches every call that is under way.
         tokio::spawn(connection);

@@ -4,15 +4,24 @@
 
 pub mod cli;
 mod driver;
+mod floor;
 mod h2_client;
 mod histogram;
+mod lease;
+mod list;
 mod pacing;
+mod page;
 mod proc;
 mod progress;
 mod put;
 mod range;
 mod report;
+mod stm;
 mod target;
+mod txn_mixed;
+mod txn_put;
 mod watch;
+mod watch_get;
+mod watch_latency;
 mod watchers;
 mod workload;

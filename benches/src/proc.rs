@@ -1,8 +1,9 @@
 //! What a process has used so far, out of Linux' /proc. Differences of two looks are the cost of what lay between.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 
 /// Clock ticks per second in /proc/PID/stat: 100 on every Linux, whatever the kernel's own tick.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -15,6 +16,8 @@ pub struct Usage {
     pub resident_bytes: u64,
     /// Largest resident memory since the process began.
     pub resident_bytes_peak: u64,
+    /// Bytes that the process had the disk write; 0 where that must not be read.
+    pub written_bytes: u64,
     /// Times that a thread of the process gave up its processor to wait. Threads that have ended are not in it.
     pub voluntary_switches: u64,
 }
@@ -41,7 +44,10 @@ impl Usage {
                 voluntary_switches += number(&status, "voluntary_ctxt_switches").unwrap_or(0);
             }
         }
+        // Who may not look at another user's process sees the rest all the same.
+        let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
         Ok(Self {
+            written_bytes: number(&io, "write_bytes").unwrap_or(0),
             user_seconds,
             system_seconds,
             resident_bytes: number(&status, "VmRSS").context("no VmRSS")? * 1024,
@@ -52,6 +58,32 @@ impl Usage {
 
     pub fn cpu_seconds(&self) -> f64 {
         self.user_seconds + self.system_seconds
+    }
+}
+
+/// Some processes together at one moment of a run.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Sample {
+    /// Since the start of the run.
+    pub at_seconds: f64,
+    /// Since the processes began.
+    pub cpu_seconds: f64,
+    pub resident_bytes: u64,
+    /// Since the processes began.
+    pub written_bytes: u64,
+}
+
+impl Sample {
+    /// Looks at the processes `pids`, `at` after the start.
+    pub fn take(pids: &[u32], at: Duration) -> Result<Self> {
+        let mut sample = Self { at_seconds: at.as_secs_f64(), ..Self::default() };
+        for &pid in pids {
+            let usage = Usage::of(pid)?;
+            sample.cpu_seconds += usage.cpu_seconds();
+            sample.resident_bytes += usage.resident_bytes;
+            sample.written_bytes += usage.written_bytes;
+        }
+        Ok(sample)
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
 #[derive(Args, Clone, Debug)]
 pub struct PutArgs {
     #[command(flatten)]
-    common: CommonArgs,
+    pub common: CommonArgs,
     #[command(flatten)]
     keys: KeyArgs,
     /// Bytes of a value; values are random and cannot be compressed.
@@ -54,6 +54,11 @@ impl Workload for Put {
 }
 
 pub fn run(args: &PutArgs) -> Result<()> {
+    load("put", args)
+}
+
+/// Runs the load; the report names it `command`.
+pub fn load(command: &'static str, args: &PutArgs) -> Result<()> {
     let PutArgs { common, keys, val_size, lease } = args;
     let put =
         Put { keys: Keys::new(keys, common.seed), values: Values::new(*val_size as usize, common.seed), lease: *lease };
@@ -64,5 +69,5 @@ pub fn run(args: &PutArgs) -> Result<()> {
         "key_space_size": keys.key_space_size,
         "sequential_keys": keys.sequential_keys,
     });
-    Report::new("put", common, settings, outcome).publish(common)
+    Report::new(command, common, settings, outcome).publish(common)
 }

@@ -9,8 +9,8 @@ use serde_json::Value;
 use crate::{
     cli::CommonArgs,
     driver::Outcome,
-    histogram::Latency,
-    proc::Usage,
+    histogram::{KindLatency, Latency},
+    proc::{Sample, Usage},
     target::{self, Member},
 };
 
@@ -31,6 +31,8 @@ pub struct ProcessCost {
     pub cpu_micros_per_op: f64,
     pub voluntary_switches: u64,
     pub voluntary_switches_per_op: f64,
+    /// Bytes that it had the disk write.
+    pub written_bytes: u64,
     pub resident_bytes_before: u64,
     pub resident_bytes_after: u64,
     /// Largest since the process began.
@@ -76,6 +78,7 @@ impl ProcessCost {
             cpu_micros_per_op: per_op((after.cpu_seconds() - before.cpu_seconds()) * 1e6),
             voluntary_switches,
             voluntary_switches_per_op: per_op(voluntary_switches as f64),
+            written_bytes: after.written_bytes.saturating_sub(before.written_bytes),
             resident_bytes_before: before.resident_bytes,
             resident_bytes_after: after.resident_bytes,
             resident_bytes_peak: after.resident_bytes_peak,
@@ -105,7 +108,16 @@ pub struct Report {
     pub errors: BTreeMap<String, u64>,
     pub answer_bytes: u64,
     pub answer_keys: u64,
+    /// How often operations were begun again before they succeeded.
+    pub retries: u64,
     pub succeeded_by_second: Vec<u64>,
+    /// The longest latency among the operations that ended in each second.
+    pub slowest_micros_by_second: Vec<f64>,
+    /// Where a load has several kinds of operations.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub kinds: BTreeMap<&'static str, KindLatency>,
+    /// The servers of --pid, all together, at the end of each second.
+    pub samples: Vec<Sample>,
     #[serde(flatten)]
     pub cost: Cost,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -129,13 +141,14 @@ pub struct WatchReport {
     pub events_per_second: f64,
     /// All CPU time of the servers, the puts' included, for each event received; 0 without --pid.
     pub server_cpu_micros_per_event: f64,
-    /// From sending a put to receiving its event.
+    /// From what to what the latencies are.
+    pub latency_is: &'static str,
     pub latency_micros: Latency,
 }
 
 impl Report {
     pub fn new(command: &'static str, args: &CommonArgs, settings: Value, outcome: Outcome) -> Self {
-        let Outcome { recorder, elapsed, cost } = outcome;
+        let Outcome { recorder, elapsed, cost, samples } = outcome;
         Self {
             command,
             unix_seconds: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs()),
@@ -151,6 +164,10 @@ impl Report {
             failed: recorder.failed(),
             per_second: recorder.succeeded as f64 / elapsed.as_secs_f64(),
             latency_micros: recorder.latency(),
+            kinds: recorder.by_kind(),
+            slowest_micros_by_second: recorder.slowest.iter().map(|nanos| *nanos as f64 / 1e3).collect(),
+            retries: recorder.retries,
+            samples,
             errors: recorder.errors,
             answer_bytes: recorder.answer_bytes,
             answer_keys: recorder.answer_keys,
@@ -195,6 +212,15 @@ impl Report {
         line("done", format!("{} operations in {:.2} s", self.succeeded, self.elapsed_seconds));
         line("throughput", format!("{:.0}/s", self.per_second));
         line("latency", self.latency_micros.text());
+        for (kind, of_kind) in &self.kinds {
+            line(kind, format!("{}: {}", of_kind.succeeded, of_kind.latency_micros.text()));
+        }
+        if self.retries > 0 {
+            line(
+                "retries",
+                format!("{} ({:.3} per operation)", self.retries, self.retries as f64 / self.succeeded.max(1) as f64),
+            );
+        }
         if let Some(w) = &self.watch {
             line(
                 "watch",
@@ -215,7 +241,7 @@ impl Report {
                     w.server_cpu_micros_per_event
                 ),
             );
-            line("put to event", w.latency_micros.text());
+            line(w.latency_is, w.latency_micros.text());
         }
         if self.answer_keys > 0 {
             line("answers", format!("{} keys, {}", self.answer_keys, mebibytes(self.answer_bytes)));
@@ -248,7 +274,7 @@ impl ProcessCost {
     fn text(&self) -> String {
         format!(
             "pid {}: {:.1} us CPU per operation ({:.2} s user, {:.2} s system), {:.3} voluntary switches per operation, \
-             resident {} -> {}, peak {}",
+             resident {} -> {}, peak {}, {} written",
             self.pid,
             self.cpu_micros_per_op,
             self.user_seconds,
@@ -257,6 +283,7 @@ impl ProcessCost {
             mebibytes(self.resident_bytes_before),
             mebibytes(self.resident_bytes_after),
             mebibytes(self.resident_bytes_peak),
+            mebibytes(self.written_bytes),
         )
     }
 }

@@ -41,31 +41,34 @@ const SETTLE_PERIOD: Duration = Duration::from_millis(2);
 pub struct WatchArgs {
     /// --conns, --clients, --total and --rate are those of the puts.
     #[command(flatten)]
-    common: CommonArgs,
+    pub common: CommonArgs,
     /// Watchers in all, spread over the streams and over the prefixes.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
-    watchers: u32,
+    pub watchers: u32,
     /// Watch streams in all, spread over the connections.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
-    streams: u32,
+    pub streams: u32,
     /// Connections for the streams.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    watch_conns: u32,
+    pub watch_conns: u32,
     /// Different prefixes that are watched; the puts go round over them.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
-    prefixes: u32,
+    pub prefixes: u32,
     /// Different keys under each prefix.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
-    keys_per_prefix: u64,
+    pub keys_per_prefix: u64,
     /// What all keys begin with. Nobody else may write there during the run.
     #[arg(long, default_value = "bench-watch/")]
-    key_prefix: String,
+    pub key_prefix: String,
+    /// Ask for the previous pair with each event.
+    #[arg(long)]
+    pub prev_kv: bool,
     /// Bytes of a value, 16 or more.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(16..=16_777_216))]
-    val_size: u32,
+    pub val_size: u32,
     /// After the last put, wait for events until none has come for this many seconds.
     #[arg(long, value_name = "SECONDS", value_parser = crate::cli::seconds, default_value = "10")]
-    settle_timeout: Duration,
+    pub settle_timeout: Duration,
 }
 
 /// What puts and watchers share.
@@ -156,6 +159,11 @@ pub fn read_mark(mut value: &[u8]) -> Option<(u64, u64)> {
 }
 
 pub fn run(args: &WatchArgs) -> Result<()> {
+    load("watch", args)
+}
+
+/// Runs the load; the report names it `command`.
+pub fn load(command: &'static str, args: &WatchArgs) -> Result<()> {
     let common = &args.common;
     ensure!(args.streams <= args.watchers, "--streams needs at least as many --watchers");
     let plan = Watchers {
@@ -163,6 +171,7 @@ pub fn run(args: &WatchArgs) -> Result<()> {
         connections: args.watch_conns as usize,
         streams: args.streams as usize,
         watchers: args.watchers as usize,
+        prev_kv: args.prev_kv,
     };
     let prefixes = (0..args.prefixes as usize).map(|number| Prefix {
         text: format!("{}{number:06}/", args.key_prefix),
@@ -220,10 +229,15 @@ pub fn run(args: &WatchArgs) -> Result<()> {
         events_repeated: faults.repeated,
         events_per_second: seen.succeeded as f64 / outcome.elapsed.as_secs_f64(),
         server_cpu_micros_per_event: server_cpu * 1e6 / seen.succeeded.max(1) as f64,
+        latency_is: "put to event",
         latency_micros: seen.latency(),
     };
-    let settings = json!({ "val_size": args.val_size, "keys_per_prefix": args.keys_per_prefix });
-    Report { watch: Some(watch), ..Report::new("watch", common, settings, outcome) }.publish(common)
+    let settings = json!({
+        "val_size": args.val_size,
+        "keys_per_prefix": args.keys_per_prefix,
+        "prev_kv": args.prev_kv,
+    });
+    Report { watch: Some(watch), ..Report::new(command, common, settings, outcome) }.publish(common)
 }
 
 /// What one watcher got.

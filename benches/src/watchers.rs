@@ -21,7 +21,7 @@ use crate::{
     watch::{Board, Watched, digest, read_mark},
 };
 
-const PATH: &str = "/etcdserverpb.Watch/Watch";
+pub const PATH: &str = "/etcdserverpb.Watch/Watch";
 
 /// How many watchers there are, and where.
 pub struct Watchers {
@@ -29,6 +29,8 @@ pub struct Watchers {
     pub connections: usize,
     pub streams: usize,
     pub watchers: usize,
+    /// Whether events carry the previous pair.
+    pub prev_kv: bool,
 }
 
 impl Watchers {
@@ -40,31 +42,31 @@ impl Watchers {
 
 /// A watch answer as far as the harness looks at it; decoding skips the rest.
 #[derive(Clone, PartialEq, Message)]
-struct Answer {
+pub struct Answer {
     #[prost(int64, tag = "2")]
-    watch_id: i64,
+    pub watch_id: i64,
     #[prost(bool, tag = "3")]
-    created: bool,
+    pub created: bool,
     #[prost(bool, tag = "4")]
-    canceled: bool,
+    pub canceled: bool,
     #[prost(string, tag = "6")]
-    cancel_reason: String,
+    pub cancel_reason: String,
     #[prost(message, repeated, tag = "11")]
-    events: Vec<Event>,
+    pub events: Vec<Event>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Event {
+pub struct Event {
     #[prost(message, optional, tag = "2")]
-    kv: Option<Kv>,
+    pub kv: Option<Kv>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Kv {
+pub struct Kv {
     #[prost(int64, tag = "3")]
-    mod_revision: i64,
+    pub mod_revision: i64,
     #[prost(bytes = "bytes", tag = "5")]
-    value: Bytes,
+    pub value: Bytes,
 }
 
 /// The watches of one stream by id.
@@ -121,7 +123,8 @@ async fn create(plan: &Watchers, board: &Arc<Board>) -> Result<Vec<(Duplex, Watc
     for stream in 0..plan.streams {
         let prefixes = (stream..plan.watchers).step_by(plan.streams);
         let prefixes = prefixes.map(|watcher| plan.prefix_of(watcher, board.prefixes.len())).collect();
-        streams.spawn(open_stream(connections[stream % connections.len()].clone(), prefixes, board.clone()));
+        let connection = connections[stream % connections.len()].clone();
+        streams.spawn(open_stream(connection, prefixes, board.clone(), plan.prev_kv));
     }
     let mut opened = Vec::new();
     while let Some(stream) = streams.join_next().await {
@@ -134,8 +137,9 @@ async fn open_stream(
     connection: Arc<Connection>,
     prefixes: Vec<usize>,
     board: Arc<Board>,
+    prev_kv: bool,
 ) -> Result<(Duplex, Watches)> {
-    let mut requests = prefixes.iter().map(|&prefix| create_request(&board.prefixes[prefix].text));
+    let mut requests = prefixes.iter().map(|&prefix| create_request(&board.prefixes[prefix].text, prev_kv));
     let first = requests.next().context("a stream without watchers")?;
     let mut sender = connection.sender().await;
     let mut stream = sender.stream(&connection.head(PATH), first).await.context("cannot open a watch stream")?;
@@ -157,12 +161,12 @@ async fn open_stream(
     Ok((stream, watches))
 }
 
-fn create_request(prefix: &str) -> Bytes {
+fn create_request(prefix: &str, prev_kv: bool) -> Bytes {
     let key = Bytes::copy_from_slice(prefix.as_bytes());
     let mut end = prefix.as_bytes().to_vec();
     // Prefixes end in a slash, whose successor is a single byte too.
     *end.last_mut().expect("not empty") += 1;
-    let create = WatchCreateRequest { key, range_end: end.into(), ..Default::default() };
+    let create = WatchCreateRequest { key, range_end: end.into(), prev_kv, ..Default::default() };
     frame(&WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) })
 }
 
@@ -213,7 +217,7 @@ mod tests {
 
     #[test]
     fn watchers_are_spread_evenly_over_prefixes_and_within_streams() {
-        let plan = Watchers { addresses: Vec::new(), connections: 1, streams: 10, watchers: 1000 };
+        let plan = Watchers { addresses: Vec::new(), connections: 1, streams: 10, watchers: 1000, prev_kv: false };
         let mut by_prefix = vec![0; 10];
         for watcher in 0..plan.watchers {
             by_prefix[plan.prefix_of(watcher, 10)] += 1;

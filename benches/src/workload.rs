@@ -35,6 +35,11 @@ impl Keys {
         self.at(index)
     }
 
+    /// The keys of the space one after the other, and again from the first: neighbours are different keys.
+    pub fn in_turn(&self, number: u64) -> Bytes {
+        self.at(if self.space == 0 { number } else { number % self.space })
+    }
+
     /// Key number `index` of the key space. Different numbers give different keys while they fit into the key size.
     pub fn at(&self, index: u64) -> Bytes {
         if self.sequential {
@@ -87,6 +92,32 @@ impl Values {
     }
 }
 
+/// A number from 0 to below 1 for each operation, evenly spread.
+pub fn fraction(seed: u64, op: u64) -> f64 {
+    (mix(seed.wrapping_add(3), op) >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+/// `count` different numbers below `space`, for operation number `op`; in no order.
+///
+/// # Panics
+/// If there are fewer numbers than that.
+pub fn choose(seed: u64, op: u64, count: usize, space: u64) -> Vec<u64> {
+    assert!(count as u64 <= space, "more different numbers than there are");
+    let mut chosen = Vec::with_capacity(count);
+    // Floyd's way: each step adds one number, whatever has been drawn before.
+    for top in space - count as u64..space {
+        let word = mix(seed.wrapping_add(4), op.wrapping_mul(space).wrapping_add(top));
+        let drawn = ((u128::from(word) * u128::from(top + 1)) >> 64) as u64;
+        chosen.push(if chosen.contains(&drawn) { top } else { drawn });
+    }
+    chosen
+}
+
+/// The id of lease number `number`: positive, as servers want ids.
+pub fn lease_id(seed: u64, number: u64) -> i64 {
+    (mix(seed.wrapping_add(5), number) >> 1).max(1) as i64
+}
+
 /// A one-to-one scrambling of 64-bit numbers for each seed (the finisher of SplitMix64).
 fn mix(seed: u64, number: u64) -> u64 {
     let mut z = number.wrapping_add(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -136,6 +167,39 @@ mod tests {
         }
         assert_eq!(&keys(2, 0, true, 7).for_op(0x0102)[..], [1, 2]);
         assert_eq!(&keys(10, 0, true, 7).for_op(0x0102)[..], [0, 0, 0, 0, 0, 0, 0, 0, 1, 2]);
+    }
+
+    #[test]
+    fn keys_in_turn_repeat_only_after_all_others() {
+        let keys = keys(8, 10, false, 7);
+        let round: HashSet<_> = (3..13).map(|number| keys.in_turn(number)).collect();
+        assert_eq!(round.len(), 10);
+        assert_eq!(keys.in_turn(3), keys.in_turn(13));
+    }
+
+    #[test]
+    fn chosen_numbers_differ_and_all_are_chosen() {
+        let mut seen = HashSet::new();
+        for op in 0..200 {
+            let chosen = choose(7, op, 4, 10);
+            assert_eq!(chosen.iter().collect::<HashSet<_>>().len(), 4);
+            seen.extend(chosen);
+        }
+        assert_eq!(seen, (0..10).collect());
+        assert_eq!(choose(7, 1, 3, 3).into_iter().collect::<HashSet<_>>().len(), 3);
+    }
+
+    #[test]
+    fn fractions_are_spread_evenly() {
+        let below = (0..10_000).filter(|&op| fraction(7, op) < 0.3).count();
+        assert!((2_800..3_200).contains(&below), "{below}");
+    }
+
+    #[test]
+    fn lease_ids_are_positive_and_differ() {
+        let ids: HashSet<_> = (0..100_000).map(|number| lease_id(7, number)).collect();
+        assert_eq!(ids.len(), 100_000);
+        assert!(ids.iter().all(|id| *id > 0));
     }
 
     #[test]

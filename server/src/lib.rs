@@ -47,6 +47,8 @@ pub mod net;
 #[allow(clippy::disallowed_methods, reason = "it starts and stops everything")]
 pub mod server;
 
+pub mod echo;
+
 pub mod tools;
 
 pub use version::{CLUSTER_VERSION, ETCD_VERSION, VERSION};

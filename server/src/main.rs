@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use daymark_server::config::flags::{self, ParseError, Parsed};
 use daymark_server::config::{self, Config};
 use daymark_server::server::Server;
-use daymark_server::{logging, tools, version};
+use daymark_server::{echo, limits, logging, tools, version};
 
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
@@ -36,6 +36,7 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1).peekable();
     match arguments.peek().map(String::as_str) {
         Some("bench") => return bench(),
+        Some("echo-server") => return echo_server(),
         Some("snapshot") => return snapshot(),
         _ => {}
     }
@@ -68,6 +69,30 @@ fn bench() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("daymark bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What `daymark bench floor` loads: the net layer without a store. It ends when its standard input ends.
+#[derive(Parser)]
+#[command(name = "daymark echo-server", about = "Answer every Put at once and keep nothing, to measure the net layer")]
+struct EchoServer {
+    /// Where to listen; port 0 lets the system choose.
+    #[arg(long, default_value = "http://127.0.0.1:0")]
+    listen: String,
+    /// Net threads; 0: as many as a member has by itself.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=limits::NET_THREADS_MAX as i64))]
+    threads: u16,
+}
+
+fn echo_server() -> ExitCode {
+    let EchoServer { listen, threads } = EchoServer::parse_from(std::env::args().skip(1));
+    raise_file_limit();
+    match echo::run(&listen, usize::from(threads)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("daymark echo-server: {error:#}");
             ExitCode::FAILURE
         }
     }

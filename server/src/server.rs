@@ -134,7 +134,7 @@ impl Server {
         let mut ask = |urls: &[String]| peers::ask::introduction(urls, config);
         let Founding { identity, anew, known } = founding::found(config, &*disk, &wal_dir(config), &mut ask)?;
         let lock = lock_data_dir(&*disk, &config.data_dir)?;
-        let net_threads = net_threads(config);
+        let net_threads = net_threads(config.net_threads);
         let memory = limits::split_memory(memory_budget(config), net_threads);
         log_start(config);
         if tls.is_none() {
@@ -461,9 +461,9 @@ fn texts(urls: &[Url]) -> Vec<String> {
     urls.iter().map(Url::to_string).collect()
 }
 
-/// One net thread a core, unless said otherwise.
-fn net_threads(config: &Config) -> usize {
-    match config.net_threads {
+/// How many net threads there are: one a core, unless `asked` says otherwise.
+pub fn net_threads(asked: usize) -> usize {
+    match asked {
         0 => std::thread::available_parallelism().map_or(1, |cores| cores.get()).min(limits::NET_THREADS_MAX),
         given => given,
     }

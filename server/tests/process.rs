@@ -189,3 +189,44 @@ fn a_start_that_is_given_up_half_way_is_one_fatal_line_and_exit_code_1() {
     }
     assert!(refused >= 30, "only {refused} starts were refused");
 }
+
+/// The load generator's floor: it starts the echo server, loads it, reports its cost, and leaves nothing behind.
+#[test]
+fn the_floor_of_puts_is_measured_on_a_server_of_its_own() {
+    let directory = tempfile::tempdir().expect("directory");
+    let words = ["bench", "floor", "--total=2000", "--clients=20", "--conns=2", "--net-threads=1", "--json=floor.json"];
+    let output = daymark(directory.path(), &words).output().expect("runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report = std::fs::read(directory.path().join("floor.json")).expect("a report");
+    let report: serde_json::Value = serde_json::from_slice(&report).expect("JSON");
+    assert_eq!(
+        (&report["command"], &report["succeeded"], &report["failed"]),
+        (&"floor".into(), &2000.into(), &0.into())
+    );
+    let server = &report["servers"][0];
+    assert!(server["resident_bytes_after"].as_u64() > Some(0), "{server}");
+    let pid = server["pid"].as_u64().expect("a process");
+    assert!(!Path::new(&format!("/proc/{pid}")).exists(), "the echo server outlived its load");
+    let refused = daymark(directory.path(), &["bench", "floor", "--endpoints=127.0.0.1:1"]).output().expect("runs");
+    assert!(!refused.status.success());
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("starts a server of its own"));
+}
+
+/// Who started the echo server may be killed: it goes with its standard input.
+#[test]
+fn the_echo_server_ends_with_its_standard_input() {
+    let directory = tempfile::tempdir().expect("directory");
+    let mut child = daymark(directory.path(), &["echo-server"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
+    let address = line.trim().strip_prefix("listening ").expect("where it listens");
+    std::net::TcpStream::connect(address).expect("it listens");
+    drop(child.stdin.take());
+    let begun = Instant::now();
+    assert!(child.wait().expect("ends").success());
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
