@@ -185,10 +185,15 @@ impl Applier {
         self.bytes += bytes.len() as u64;
         let mut results = Vec::new();
         self.state.begin_entry(id);
+        let broken = |error: Error| StorageError::Invariant { what: format!("entry {id}: {error}") };
+        let commands = command::decode(bytes).map_err(broken)?;
+        let puts = commands.iter().filter_map(|(_, command)| match command {
+            Command::Put(put) => Some(put.key.clone()),
+            _ => None,
+        });
+        self.writer.read_ahead(puts)?;
         let mut last = Instant::now();
-        for command in command::commands(bytes) {
-            let broken = |error: Error| StorageError::Invariant { what: format!("entry {id}: {error}") };
-            let (identity, command) = command.map_err(broken)?;
+        for (identity, command) in commands {
             let operation = operation(&command);
             let result = self.state.apply(&mut self.writer, identity.as_ref(), command)?;
             let now = Instant::now();

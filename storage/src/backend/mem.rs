@@ -63,6 +63,16 @@ impl Backend for MemBackend {
         Ok(Self::lookup(&self.state.read().live[family as usize], key, out))
     }
 
+    fn get_many(&self, family: Family, keys: &[&[u8]], visit: &mut dyn FnMut(usize, Option<&[u8]>)) -> Result<()> {
+        let state = self.state.read();
+        let mut out = Vec::new();
+        for (place, key) in keys.iter().enumerate() {
+            let found = Self::lookup(&state.live[family as usize], key, &mut out);
+            visit(place, found.then_some(&out[..]));
+        }
+        Ok(())
+    }
+
     fn get_durable(&self, family: Family, key: &[u8], out: &mut Vec<u8>) -> Result<bool> {
         Ok(Self::lookup(&self.state.read().durable[family as usize], key, out))
     }

@@ -31,6 +31,9 @@ const LEVEL_BASE_BYTES: u64 = 256 << 20;
 /// of these that overlap, so no less than that level makes sense.
 const MERGE_BYTES_MAX: u64 = LEVEL_BASE_BYTES;
 
+/// So many flushed files are merged at once.
+const FLUSHED_FILES_MERGED: i32 = 8;
+
 /// How fast writes may go at first when merging has fallen behind by 24 files; RocksDB finds the rate that it can keep from
 /// there. The only name of this option is in text.
 const DELAYED_WRITE_RATE: &str = "delayed_write_rate=67108864";
@@ -188,6 +191,14 @@ impl Backend for RocksBackend {
 
     fn get(&self, family: Family, key: &[u8], out: &mut Vec<u8>) -> Result<bool> {
         self.lookup(family, key, out, &self.read)
+    }
+
+    fn get_many(&self, family: Family, keys: &[&[u8]], visit: &mut dyn FnMut(usize, Option<&[u8]>)) -> Result<()> {
+        let found = self.db.batched_multi_get_cf_opt(self.family(family), keys.iter().copied(), true, &self.read);
+        for (place, value) in found.into_iter().enumerate() {
+            visit(place, value.map_err(|error| explain(&self.dir, error))?.as_deref());
+        }
+        Ok(())
     }
 
     fn get_durable(&self, family: Family, key: &[u8], out: &mut Vec<u8>) -> Result<bool> {
@@ -475,6 +486,8 @@ fn family_options(
     // Each flush makes a file in every family. Only those of `cur` are large and overlap: the others must not stop writes
     // while the one thread that merges is at work on it.
     let files = if family == Family::Cur { 24 } else { 240 };
+    // Each merge into the level below rewrites most of that: half as many cost a point read four filters more.
+    o.set_level_zero_file_num_compaction_trigger(FLUSHED_FILES_MERGED);
     o.set_level_zero_slowdown_writes_trigger(files);
     o.set_level_zero_stop_writes_trigger(files + 16);
     let mut table = BlockBasedOptions::default();

@@ -15,7 +15,7 @@ use super::range::{KeyRange, RangeOptions, RangeResult};
 use super::revision::Revision;
 use super::rewind::{self, Source};
 use super::{Keyspace, ReadError, Shared, hash, read};
-use crate::backend::{Direction, Family, Span, VisitRow};
+use crate::backend::{Direction, Family, Span, VisitRow, first_bytes};
 use crate::error::{Result, StorageError};
 use crate::log_id::LogId;
 
@@ -40,6 +40,7 @@ pub struct Writer {
     hash: u128,
     /// A batch could not be written, so the state in the backend is not the one known here.
     failed: Option<StorageError>,
+    ahead: Ahead,
     // Buffers, to be reused.
     found: Vec<u8>,
     record: Vec<u8>,
@@ -81,6 +82,32 @@ pub struct WriteTxn<'a> {
     finished: bool,
 }
 
+/// How many keys in a row may not be asked for, though they were read.
+const LOOK_AHEAD_MAX: usize = 8;
+
+/// Records read before they are asked for, in the order in which that is expected.
+#[derive(Default)]
+struct Ahead {
+    keys: Vec<Bytes>,
+    records: Vec<Option<Bytes>>,
+    next: usize,
+}
+
+impl Ahead {
+    /// What was read of `key`, if that is asked for next or soon: others may have been given up before they were.
+    fn take(&mut self, key: &Bytes) -> Option<Option<Bytes>> {
+        let place = self.next + self.keys[self.next..].iter().take(LOOK_AHEAD_MAX).position(|next| next == key)?;
+        self.next = place + 1;
+        Some(self.records[place].take())
+    }
+
+    fn clear(&mut self) {
+        self.keys.clear();
+        self.records.clear();
+        self.next = 0;
+    }
+}
+
 /// A key's state, owned.
 enum State {
     None,
@@ -105,6 +132,7 @@ impl Writer {
             committed: position,
             hash,
             failed: None,
+            ahead: Ahead::default(),
             found: Vec::new(),
             record: Vec::new(),
             undo: Vec::new(),
@@ -130,6 +158,24 @@ impl Writer {
     /// Bytes in the write batch so far.
     pub fn batch_bytes(&self) -> usize {
         self.overlay.batch.byte_len()
+    }
+
+    /// Reads what puts of these keys, in this order, are going to ask for: many at once cost less than one after the other.
+    /// Puts of other keys, or in another order, read for themselves. What was read is forgotten with the next commit.
+    pub fn read_ahead(&mut self, keys: impl Iterator<Item = Bytes>) -> Result<()> {
+        self.ahead.clear();
+        self.ahead.keys.extend(keys);
+        let keys = &self.ahead.keys;
+        self.ahead.records.resize(keys.len(), None);
+        let mut wanted: Vec<(u64, u32)> = (0..keys.len() as u32).map(|n| (first_bytes(&keys[n as usize]), n)).collect();
+        wanted.sort_by(|(a_first, a), (b_first, b)| {
+            a_first.cmp(b_first).then_with(|| keys[*a as usize].cmp(&keys[*b as usize]))
+        });
+        let sorted: Vec<&[u8]> = wanted.iter().map(|(_, n)| &keys[*n as usize][..]).collect();
+        let records = &mut self.ahead.records;
+        self.shared.backend.get_many(Family::Cur, &sorted, &mut |place, record| {
+            records[wanted[place].1 as usize] = record.map(Bytes::copy_from_slice);
+        })
     }
 
     /// Begins a change set at the revision after the latest.
@@ -208,6 +254,7 @@ impl Writer {
         }
         // First, so that of a large batch only its bytes are left when the backend adds what it makes of them.
         self.overlay.finish(&mut self.cache);
+        self.ahead.clear();
         let bytes = self.overlay.batch.byte_len() as u64;
         if let Err(error) = self.shared.backend.write(&mut self.overlay.batch) {
             self.failed = Some(error.clone());
@@ -224,11 +271,17 @@ impl Writer {
     }
 
     fn state(&mut self, key: &Bytes) -> Result<State> {
+        let ahead = self.ahead.take(key);
         if let Some(record) = self.overlay.newest(key) {
             return own_state(&self.shared, key, record, Bytes::copy_from_slice);
         }
         if let Some(record) = self.cache.get(key) {
             return own_state(&self.shared, key, record, |value| record.slice_ref(value));
+        }
+        match ahead {
+            Some(Some(record)) => return own_state(&self.shared, key, &record, |value| record.slice_ref(value)),
+            Some(None) => return Ok(State::None),
+            None => {}
         }
         if !self.shared.backend.get(Family::Cur, key, &mut self.found)? {
             return Ok(State::None);

@@ -266,7 +266,11 @@ impl Run {
         let mut changes = Vec::new();
         for _ in 0..self.random.below(5) {
             let command = self.command();
+            let expected = self.expected_keys(&command);
             let (_, writer) = self.open.as_mut().unwrap();
+            if let Some(keys) = expected {
+                writer.read_ahead(keys.into_iter()).unwrap();
+            }
             changes.extend(apply(writer, &command, Some(&mut self.model)));
             if let Command::Row(key, value) = &command {
                 match value {
@@ -293,6 +297,23 @@ impl Run {
         assert_eq!(keyspace.current_revision(), self.model.revision);
         assert_eq!(keyspace.compact_revision(), self.model.compact);
         assert_eq!(keyspace.applied(), Some(applied));
+    }
+
+    /// Sometimes, what a command is going to put, and perhaps some of the batch before it, not always in that order.
+    fn expected_keys(&mut self, command: &Command) -> Option<Vec<Bytes>> {
+        let Command::Txn { steps, .. } = command else { return None };
+        let puts = steps.iter().filter_map(|step| match step {
+            Step::Put(key, ..) => Some(key.clone()),
+            _ => None,
+        });
+        let mut keys: Vec<Bytes> = puts.collect();
+        match self.random.below(4) {
+            0 => return None,
+            1 => keys.reverse(),
+            2 => keys.insert(0, Bytes::from_static(b"of a command that was refused")),
+            _ => {}
+        }
+        Some(keys)
     }
 
     fn command(&mut self) -> Command {

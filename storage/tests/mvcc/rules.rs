@@ -49,6 +49,33 @@ fn empty_store_is_at_revision_1_and_the_first_write_makes_2() {
 }
 
 #[test]
+fn what_is_read_ahead_is_what_a_put_would_have_read() {
+    let (_, keyspace, mut writer) = new();
+    put(&mut writer, "a", "1");
+    put(&mut writer, "b", "1");
+    commit(&mut writer, 1);
+    let version = |writer: &mut Writer, key: &'static str| {
+        let mut txn = writer.begin();
+        let previous = txn.put(b(key), b("2"), 0).unwrap();
+        txn.finish();
+        previous.map_or(0, |kv| kv.version)
+    };
+    // The last but one is not asked for; a key may come twice; what the batch has changed meanwhile wins.
+    writer.read_ahead(["b", "new", "a", "b", "x", "a"].map(b).into_iter()).unwrap();
+    delete(&mut writer, "a");
+    let seen: Vec<i64> = ["b", "new", "a", "b", "a"].map(|key| version(&mut writer, key)).into();
+    assert_eq!(seen, [1, 0, 0, 2, 1]);
+    commit(&mut writer, 2);
+    // Read before a commit, it is not believed after it.
+    writer.read_ahead(["b", "b"].map(b).into_iter()).unwrap();
+    assert_eq!(version(&mut writer, "b"), 3);
+    commit(&mut writer, 3);
+    assert_eq!(version(&mut writer, "b"), 4);
+    commit(&mut writer, 4);
+    assert_eq!(keyspace.current_revision(), 11);
+}
+
+#[test]
 fn a_transaction_without_change_takes_no_revision() {
     let (_, _, mut writer) = new();
     put(&mut writer, "a", "1");
