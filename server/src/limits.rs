@@ -30,8 +30,8 @@ pub const STREAMS_PER_CONNECTION_MAX: u32 = 131_072;
 pub const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 /// What all streams of a connection may send before it is read.
 pub const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
-/// Streams of one connection that the other end has cancelled before they were looked at. Callers with short deadlines
-/// cancel many at once; each costs a few hundred bytes until the next turn of the net thread.
+/// Streams of one connection that the other end cancels in a second; with h2, those that it has cancelled before they were
+/// looked at. Callers with short deadlines cancel many at once.
 pub const CANCELLED_STREAMS_MAX: usize = 10_000;
 /// Streams of one connection that the server has ended early and remembers for a second, so that what is still on its
 /// way for them is dropped in silence.
@@ -42,6 +42,28 @@ pub const STREAM_FAULTS_MAX: usize = 1_000_000;
 /// What small data frames that wait in one connection may cost beside their bytes, 256 bytes each: as many requests as
 /// one turn of the net thread reads.
 pub const FRAME_OVERHEAD_BYTES_MAX: usize = 16 << 20;
+/// Data frames without data that may follow one another on a connection.
+pub const EMPTY_FRAMES_MAX: usize = 10_000;
+/// Settings of the other end, over the life of a connection. Clients say them once, and once more when they have measured
+/// the way.
+pub const SETTINGS_FRAMES_MAX: usize = 10_000;
+/// A header block before it is decompressed, and the frames that it comes in.
+pub const HEADER_BLOCK_BYTES_MAX: usize = 256 * 1024;
+pub const HEADER_BLOCK_FRAMES_MAX: usize = 64;
+/// Heads of one connection that are known by their bytes, and how large they may be.
+pub const KNOWN_HEADS_MAX: usize = 8;
+pub const KNOWN_HEAD_BYTES_MAX: usize = 4 * 1024;
+/// What is read from a connection at once, and the least room there is for it.
+pub const READ_BYTES: usize = 32 * 1024;
+pub const READ_BYTES_MIN: usize = 8 * 1024;
+/// Reads of one connection before others have their turns.
+pub const READS_PER_TURN: usize = 2;
+/// Streams for which an idle connection keeps memory, some hundred bytes each.
+pub const STREAMS_KEPT_MAX: usize = 256;
+/// Unary calls for which an idle connection keeps memory, some two kilobytes each.
+pub const CALLS_KEPT_MAX: usize = 16;
+/// How long the other end may take to hear why its connection ends.
+pub const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
 /// Headers of one request, decompressed.
 pub const HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;
 /// Bytes on their way into one socket, gathered before a write.

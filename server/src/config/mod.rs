@@ -111,6 +111,17 @@ pub struct TransportOptions {
     pub keepalive_timeout: Duration,
     /// Clients may ping this often while they have a call open; zero: grpc-go's default.
     pub keepalive_min_time: Duration,
+    pub http2_server: Http2Server,
+}
+
+/// What serves HTTP/2.
+#[derive(Copy, Clone, Debug, Default, PartialEq, Eq)]
+pub enum Http2Server {
+    /// Our own, which does what gRPC needs.
+    #[default]
+    Lean,
+    /// The library h2.
+    H2,
 }
 
 /// What is compacted without being asked for.
@@ -439,6 +450,7 @@ fn transport(given: &Given, max_request_bytes: usize) -> Result<TransportOptions
         keepalive_interval: Some(duration(given, "grpc-keepalive-interval")).filter(|interval| !interval.is_zero()),
         keepalive_timeout: duration(given, "grpc-keepalive-timeout"),
         keepalive_min_time: duration(given, "grpc-keepalive-min-time"),
+        http2_server: if given.text("daymark-http2-server") == "h2" { Http2Server::H2 } else { Http2Server::Lean },
     })
 }
 

@@ -19,14 +19,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::accept::{Accepted, Role, Security};
 use super::gateway::websocket::{self, UpgradeSlot};
+use super::halves::{Body, Respond};
 use super::io::{Io, Raw, Socket};
+use super::lean::PREFACE;
 use super::pings::{PingPolicy, PingScan};
-use super::{FrontDoor, Thread, grpc, handshake, http, http2};
-use crate::config::TransportOptions;
+use super::{FrontDoor, Thread, grpc, handshake, http, http2, lean};
+use crate::config::{Http2Server, TransportOptions};
 use crate::limits;
-
-/// With these bytes every HTTP/2 connection begins.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// In the content type of calls.
 const GRPC: &[u8] = b"application/grpc";
@@ -68,6 +67,9 @@ pub(crate) async fn serve<D: FrontDoor>(thread: Rc<Thread<D>>, accepted: Accepte
     // Unencrypted, only gRPC speaks HTTP/2, as in etcd.
     } else if is_http2 && (role.serves_grpc() || caller.is_secure) {
         let pings = has_ping_policy(&caller).then(|| PingPolicy::new(thread.options.transport.keepalive_min_time));
+        if thread.options.transport.http2_server == Http2Server::Lean {
+            return lean::serve(thread, socket, ahead, caller, pings).await;
+        }
         let io = Io::new_http2(socket, ahead, pings.clone().map(PingScan::new));
         serve_http2(thread, io, caller, pings).await;
     }
@@ -227,11 +229,12 @@ async fn serve_http2<D: FrontDoor>(thread: Rc<Thread<D>>, io: Io, caller: Rc<Cal
             }
         };
         match accepted {
-            Some(Ok((request, respond))) if is_for_grpc(&caller, &request) => {
+            Some(Ok((request, respond))) if caller.is_for_grpc(|| names_grpc(content_type(&request))) => {
                 let open = pings.as_ref().map(PingPolicy::call);
                 grpc::spawn(&thread, &caller, request, respond, open);
             }
             Some(Ok((request, respond))) => {
+                let (request, respond) = (request.map(Body::H2), Respond::H2(respond));
                 tokio::task::spawn_local(http2::handle(thread.clone(), caller.clone(), request, respond));
             }
             Some(Err(error)) => {
@@ -243,17 +246,25 @@ async fn serve_http2<D: FrontDoor>(thread: Rc<Thread<D>>, io: Io, caller: Rc<Cal
     }
 }
 
-/// Encrypted connections carry gRPC and the rest of HTTP side by side, told apart as etcd does.
-fn is_for_grpc<B>(caller: &Caller, request: &::http::Request<B>) -> bool {
-    let names_grpc = |request: &::http::Request<B>| {
-        let content_type = request.headers().get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
-        content_type.windows(GRPC.len()).any(|window| window == GRPC)
-    };
-    match caller.role {
-        Role::ClientGrpc => true,
-        Role::Client => !caller.is_secure || names_grpc(request),
-        Role::ClientHttp | Role::Metrics | Role::Peer => false,
+impl Caller {
+    /// Encrypted connections carry gRPC and the rest of HTTP side by side, told apart as etcd does: by what the content
+    /// type names.
+    pub fn is_for_grpc(&self, names_grpc: impl FnOnce() -> bool) -> bool {
+        match self.role {
+            Role::ClientGrpc => true,
+            Role::Client => !self.is_secure || names_grpc(),
+            Role::ClientHttp | Role::Metrics | Role::Peer => false,
+        }
     }
+}
+
+/// Whether a content type is one of gRPC.
+pub(crate) fn names_grpc(content_type: &[u8]) -> bool {
+    content_type.windows(GRPC.len()).any(|window| window == GRPC)
+}
+
+fn content_type<B>(request: &::http::Request<B>) -> &[u8] {
+    request.headers().get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes())
 }
 
 /// Pings a connection that has been silent for the keepalive interval; returns when it does not answer in time.

@@ -6,10 +6,10 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::Stream;
-use h2::RecvStream;
 use prost::Message;
 
 use super::compression;
+use super::halves::Body;
 use crate::error::Error;
 
 /// Compressed flag and length.
@@ -17,7 +17,7 @@ pub(crate) const PREFIX_BYTES: usize = 5;
 
 /// Takes messages out of a request body.
 pub(crate) struct MessageReader {
-    body: RecvStream,
+    body: Body,
     /// Received and not taken. A message within one chunk is a slice of it.
     chunk: Bytes,
     /// A message that spans chunks, prefix included. Grows with what arrives, not with what the prefix promises.
@@ -29,7 +29,7 @@ pub(crate) struct MessageReader {
 
 impl MessageReader {
     /// A reader that refuses larger messages.
-    pub fn new(body: RecvStream, message_bytes_max: usize, is_gzip: bool) -> Self {
+    pub fn new(body: Body, message_bytes_max: usize, is_gzip: bool) -> Self {
         Self { body, chunk: Bytes::new(), partial: BytesMut::new(), message_bytes_max, is_gzip }
     }
 
@@ -43,8 +43,7 @@ impl MessageReader {
             }
             match ready!(self.body.poll_data(cx)) {
                 Some(Ok(chunk)) => self.push(chunk),
-                // The only error that a body can have is that the other end has gone.
-                Some(Err(_)) => return Poll::Ready(Some(Err(Error::Canceled))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None if self.chunk.is_empty() && self.partial.is_empty() => return Poll::Ready(None),
                 None => return Poll::Ready(Some(Err(Error::Protocol("unexpected EOF".into())))),
             }
@@ -68,8 +67,6 @@ impl MessageReader {
     }
 
     fn push(&mut self, chunk: Bytes) {
-        // Fails only on a closed stream, whose end or error the next poll returns.
-        let _ = self.body.flow_control().release_capacity(chunk.len());
         if !self.partial.is_empty() {
             self.partial.extend_from_slice(&chunk);
         } else if self.chunk.is_empty() {
@@ -119,6 +116,13 @@ impl MessageReader {
         }
         Ok(Some((*flag == 1, length)))
     }
+}
+
+/// The one message that `body` consists of, if it is just one, whole, not compressed and not too large: nearly always.
+pub(crate) fn whole_message(body: &Bytes, message_bytes_max: usize) -> Option<Bytes> {
+    let [0, length @ ..] = &body[..] else { return None };
+    let length = u32::from_be_bytes(*length.first_chunk::<4>()?) as usize;
+    (length == body.len() - PREFIX_BYTES && length <= message_bytes_max).then(|| body.slice(PREFIX_BYTES..))
 }
 
 /// Decodes a message; its `bytes` fields are slices of `bytes`.

@@ -1,28 +1,32 @@
 //! gRPC over one HTTP/2 stream: path, headers and messages in, messages and status out. The only place that knows gRPC's
 //! headers; what a method is and does is in `dispatch`, framing in `frames`, texts of errors in [`crate::error`].
 //!
-//! It stands directly on h2: a general gRPC stack costs more CPU a call than the store itself. A unary answer is handed
-//! to h2 as headers, one data frame and trailers at once; h2 writes the answers of one turn of the runtime together.
+//! It stands directly on HTTP/2: a general gRPC stack costs more CPU a call than the store itself. Calls that stream are
+//! the same over both of our servers; unary ones take a shorter way over the lean one, whose connection polls them and
+//! sends their answers. Over h2 each has a task, and hands over headers, one data frame and trailers at once.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{self, Poll};
+use std::task::{self, Poll, ready};
 use std::time::Duration;
 
 use ::http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
-use ::http::{Method, Response, StatusCode, request};
+use ::http::{Response, StatusCode, request};
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream};
+use h2::RecvStream;
 use h2::server::SendResponse;
-use h2::{RecvStream, SendStream};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use super::compression;
 use super::connection::Caller;
 use super::dispatch::{Call, MessageStream, Serving, Status};
 use super::frames::{self, MessageReader, PREFIX_BYTES};
+use super::halves::{Body, Respond, Sending};
+use super::lean::{self, put_field};
 use super::pings::OpenCall;
 use super::{FrontDoor, Thread};
 use crate::budget::Budget;
@@ -41,28 +45,38 @@ pub(crate) fn spawn<D: FrontDoor>(
     open: Option<OpenCall>,
 ) {
     let (head, body) = request.into_parts();
-    let headers = match Headers::read(&head, caller) {
-        Ok(headers) => headers,
-        Err(refusal) => return refuse(&mut respond, refusal),
+    let opening = match open_parts(&head, caller) {
+        Ok(opening) => opening,
+        Err(refusal) => return drop(respond.send_response(refusal_head(&refusal), true)),
     };
-    let Some(rpc) = Rpc::from_path(path(&head)) else {
-        return send_status(&mut respond, &unknown(path(&head)));
-    };
-    let call = Call::open(thread, rpc, headers.context, headers.timeout);
-    let is_gzip = headers.is_gzip;
-    let mut body = MessageReader::new(body, thread.options.transport.message_bytes_max, is_gzip);
-    let messages = match rpc.kind() {
-        RpcKind::Unary => {
-            tokio::task::spawn_local(unary(call, body, is_gzip, respond, open));
-            return;
+    let is_gzip = opening.is_gzip;
+    let call = Call::open(thread, opening.rpc, opening.context, opening.timeout);
+    let body = MessageReader::new(Body::H2(body), thread.options.transport.message_bytes_max, is_gzip);
+    match messages(opening.rpc, body) {
+        Ok(messages) => {
+            tokio::task::spawn_local(async move {
+                serve_stream(call, messages, is_gzip, Respond::H2(respond)).await;
+                drop(open);
+            });
         }
-        RpcKind::BidiStream => body.boxed_local(),
-        RpcKind::ServerStream => stream::once(async move { body.only_message().await }).boxed_local(),
-    };
-    tokio::task::spawn_local(async move {
-        serve_stream(call, messages, is_gzip, &mut respond).await;
-        drop(open);
-    });
+        Err(body) => {
+            tokio::task::spawn_local(unary(call, body, is_gzip, respond, open));
+        }
+    }
+}
+
+/// Serves a streaming call of the lean server on a task of its own; `messages` are its body's.
+pub(crate) fn spawn_stream<D: FrontDoor>(call: Call<D>, messages: MessageStream, is_gzip: bool, respond: Respond) {
+    tokio::task::spawn_local(serve_stream(call, messages, is_gzip, respond));
+}
+
+/// What is read of the body of a streaming call; the body itself if the call does not stream.
+pub(crate) fn messages(rpc: Rpc, mut body: MessageReader) -> Result<MessageStream, MessageReader> {
+    match rpc.kind() {
+        RpcKind::Unary => Err(body),
+        RpcKind::BidiStream => Ok(body.boxed_local()),
+        RpcKind::ServerStream => Ok(stream::once(async move { body.only_message().await }).boxed_local()),
+    }
 }
 
 /// Bytes of the task that serves one unary call.
@@ -74,79 +88,92 @@ pub(crate) fn task_bytes<D: FrontDoor>() -> usize {
     returned(unary::<D>)
 }
 
-/// The path as sent: gRPC knows no query, so whatever looks like one belongs to the method's name.
-fn path(head: &request::Parts) -> &str {
-    head.uri.path_and_query().map_or("", |path| path.as_str())
-}
-
-/// What the headers of a call say.
-struct Headers {
-    context: Context,
-    timeout: Option<Duration>,
+/// What the head of a call says.
+#[derive(Clone)]
+pub(crate) struct Opening {
+    pub rpc: Rpc,
+    pub context: Context,
+    pub timeout: Option<Duration>,
     /// Messages may be compressed with gzip, and so are those of the answer, as in grpc-go.
-    is_gzip: bool,
+    pub is_gzip: bool,
 }
 
-/// Why a request is refused before its method is looked at.
-enum Refusal {
-    /// Not gRPC: an HTTP status.
-    Http(StatusCode, Status),
-    Grpc(Status),
+/// Why a request is refused before anything is done for it.
+pub(crate) struct Refusal {
+    /// Another one than 200 for what is not gRPC.
+    http: StatusCode,
+    status: Status,
 }
 
-impl Headers {
-    /// One pass over the headers; they are few, and looking each name up would hash them all.
-    fn read(head: &request::Parts, caller: &Caller) -> Result<Self, Refusal> {
-        let certificate_name = caller.certificate_name.clone();
-        let context = Context { peer: caller.peer, certificate_name, ..Context::default() };
-        let mut headers = Self { context, timeout: None, is_gzip: false };
-        let absent = HeaderValue::from_static("");
-        let mut content_type = &absent;
-        let (mut token, mut authorization, mut encoding) = (None, None, None);
-        for (name, value) in &head.headers {
-            match name.as_str() {
-                "content-type" => content_type = value,
-                "grpc-timeout" => {
-                    let timeout = parse_timeout(value.as_bytes());
-                    let malformed = || Refusal::Grpc(Status::new(Code::Internal, "malformed grpc-timeout"));
-                    headers.timeout = Some(timeout.ok_or_else(malformed)?);
-                }
-                "grpc-encoding" if value == compression::GZIP => headers.is_gzip = true,
-                "grpc-encoding" if value != "identity" && !value.is_empty() => encoding = Some(value),
-                "token" => token = token.or(Some(value)),
-                "authorization" => authorization = authorization.or(Some(value)),
-                // A gateway asks for somebody else: its own certificate must not speak for them.
-                "grpcgateway-accept" => headers.context.certificate_name = None,
-                "hasleader" => headers.context.requires_leader |= value == "true",
-                "client-api-version" => {
-                    let version = std::str::from_utf8(value.as_bytes()).map(str::to_owned);
-                    let version = version.map_err(|_| Bytes::copy_from_slice(value.as_bytes()));
-                    headers.context.client_api_version.get_or_insert(version);
-                }
-                _ => {}
-            }
-        }
-        if head.method != Method::POST {
-            let text = format!("Received a HEADERS frame with :method {:?} which should be POST", head.method.as_str());
-            return Err(Refusal::Http(StatusCode::METHOD_NOT_ALLOWED, Status::new(Code::Internal, text)));
-        }
-        if !is_grpc(content_type.as_bytes()) {
-            let text = format!("invalid gRPC request content-type {content_type:?}");
-            return Err(Refusal::Http(StatusCode::UNSUPPORTED_MEDIA_TYPE, Status::new(Code::InvalidArgument, text)));
-        }
-        if let Some(encoding) = encoding {
-            let name = String::from_utf8_lossy(encoding.as_bytes()).into_owned();
-            // An unknown method comes first, as in grpc-go.
-            let known = Rpc::from_path(path(head)).is_some();
-            let status = if known { Error::Compression(name).into() } else { unknown(path(head)) };
-            return Err(Refusal::Grpc(status));
-        }
-        headers.context.token = token.or(authorization).map(|value| {
-            let bytes = value.as_bytes();
-            Bytes::copy_from_slice(bytes.strip_prefix(b"Bearer ").unwrap_or(bytes))
-        });
-        Ok(headers)
+impl From<Status> for Refusal {
+    fn from(status: Status) -> Self {
+        Self { http: StatusCode::OK, status }
     }
+}
+
+fn open_parts(head: &request::Parts, caller: &Caller) -> Result<Opening, Refusal> {
+    let fields = head.headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
+    // The path as sent: gRPC knows no query, so whatever looks like one belongs to the method's name.
+    let path = head.uri.path_and_query().map_or("", |path| path.as_str());
+    open(head.method.as_str(), path, fields, caller)
+}
+
+/// Reads the head of a request to the lean server.
+pub(crate) fn open_head(head: &lean::Head, caller: &Caller) -> Result<Opening, Refusal> {
+    open(&String::from_utf8_lossy(head.method()), &String::from_utf8_lossy(head.path()), head.fields(), caller)
+}
+
+/// One pass over the fields; they are few, and looking each name up would hash them all.
+fn open<'a>(
+    method: &str,
+    path: &str,
+    fields: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+    caller: &Caller,
+) -> Result<Opening, Refusal> {
+    let certificate_name = caller.certificate_name.clone();
+    let mut context = Context { peer: caller.peer, certificate_name, ..Context::default() };
+    let (mut timeout, mut is_gzip, mut content_type) = (None, false, &b""[..]);
+    let (mut token, mut authorization, mut encoding) = (None, None, None);
+    for (name, value) in fields {
+        match name {
+            b"content-type" => content_type = value,
+            b"grpc-timeout" => {
+                let malformed = || Status::new(Code::Internal, "malformed grpc-timeout");
+                timeout = Some(parse_timeout(value).ok_or_else(malformed)?);
+            }
+            b"grpc-encoding" if value == compression::GZIP.as_bytes() => is_gzip = true,
+            b"grpc-encoding" if value != b"identity" && !value.is_empty() => encoding = Some(value),
+            b"token" => token = token.or(Some(value)),
+            b"authorization" => authorization = authorization.or(Some(value)),
+            // A gateway asks for somebody else: its own certificate must not speak for them.
+            b"grpcgateway-accept" => context.certificate_name = None,
+            b"hasleader" => context.requires_leader |= value == b"true",
+            b"client-api-version" => {
+                let version = std::str::from_utf8(value).map(str::to_owned);
+                let version = version.map_err(|_| Bytes::copy_from_slice(value));
+                context.client_api_version.get_or_insert(version);
+            }
+            _ => {}
+        }
+    }
+    if method != "POST" {
+        let text = format!("Received a HEADERS frame with :method {method:?} which should be POST");
+        return Err(Refusal { http: StatusCode::METHOD_NOT_ALLOWED, status: Status::new(Code::Internal, text) });
+    }
+    if !is_grpc(content_type) {
+        let shown = HeaderValue::from_bytes(content_type).unwrap_or(HeaderValue::from_static(""));
+        let text = format!("invalid gRPC request content-type {shown:?}");
+        let status = Status::new(Code::InvalidArgument, text);
+        return Err(Refusal { http: StatusCode::UNSUPPORTED_MEDIA_TYPE, status });
+    }
+    // An unknown method comes before an unknown encoding, as in grpc-go.
+    let rpc = Rpc::from_path(path).ok_or_else(|| unknown(path))?;
+    if let Some(encoding) = encoding {
+        return Err(Status::from(Error::Compression(String::from_utf8_lossy(encoding).into_owned())).into());
+    }
+    context.token =
+        token.or(authorization).map(|value| Bytes::copy_from_slice(value.strip_prefix(b"Bearer ").unwrap_or(value)));
+    Ok(Opening { rpc, context, timeout, is_gzip })
 }
 
 /// `application/grpc`, perhaps with a sub-type or parameters.
@@ -209,17 +236,85 @@ fn unary<D: FrontDoor>(
     }
 }
 
-async fn serve_stream<D: FrontDoor>(
-    call: Call<D>,
-    messages: MessageStream,
+/// Where the one message of a unary call comes from.
+pub(crate) enum Source {
+    /// It is there.
+    Message(Bytes),
+    Body(Box<MessageReader>),
+}
+
+/// The answer to a unary call.
+pub(crate) enum Answer {
+    /// A message with its prefix.
+    Message {
+        framed: Bytes,
+        is_gzip: bool,
+    },
+    Status(Status),
+}
+
+/// Serves a unary call of the lean server, which sends the answer. `gone` is set while it has its last turn.
+#[expect(clippy::manual_async_fn, reason = "an async fn would keep its arguments twice")]
+pub(crate) fn answer<D: FrontDoor>(
+    mut call: Call<D>,
+    source: Source,
     is_gzip: bool,
-    respond: &mut SendResponse<Bytes>,
-) {
+    gone: Rc<Cell<bool>>,
+) -> impl Future<Output = Answer> {
+    async move {
+        let message = async {
+            match source {
+                Source::Message(message) => Ok(message),
+                Source::Body(mut body) => body.only_message().await,
+            }
+        };
+        match call.unary(message, |_| gone.get()).await {
+            Ok(framed) if is_gzip => Answer::Message { framed: frames::compressed(&framed), is_gzip },
+            Ok(framed) => Answer::Message { framed, is_gzip },
+            Err(status) => Answer::Status(status),
+        }
+    }
+}
+
+/// The head of a refusal, which is all of it, for the lean server.
+pub(crate) fn refusal_fields(refusal: &Refusal) -> Vec<u8> {
+    fields_of(&refusal_head(refusal))
+}
+
+/// The head of an answer that is only a status.
+pub(crate) fn status_fields(status: &Status) -> Vec<u8> {
+    fields_of(&status_head(status))
+}
+
+/// The head of an answer whose messages are compressed.
+pub(crate) fn gzip_fields() -> Vec<u8> {
+    fields_of(&head_of_messages(true))
+}
+
+/// The trailers of a good answer.
+pub(crate) fn ok_fields() -> Vec<u8> {
+    let mut fields = Vec::new();
+    put_headers(&mut fields, &trailers(&Status::OK));
+    fields
+}
+
+fn fields_of(head: &Response<()>) -> Vec<u8> {
+    let mut fields = Vec::new();
+    put_field(&mut fields, ":status", head.status().as_str().as_bytes());
+    put_headers(&mut fields, head.headers());
+    fields
+}
+
+fn put_headers(fields: &mut Vec<u8>, headers: &HeaderMap) {
+    headers.iter().for_each(|(name, value)| put_field(fields, name.as_str(), value.as_bytes()));
+}
+
+async fn serve_stream<D: FrontDoor>(call: Call<D>, messages: MessageStream, is_gzip: bool, respond: Respond) {
     let serving = match call.stream(messages) {
         Ok(serving) => serving,
-        Err(status) => return send_status(respond, &status),
+        Err(status) => return drop(respond.send_head(status_head(&status), true)),
     };
-    if let Ok(send) = respond.send_response(head_of_messages(is_gzip), false) {
+    if let Some(send) = respond.send_head(head_of_messages(is_gzip), false) {
         Pump { serving, send, is_gzip, chunks: VecDeque::new(), chunk_bytes: 0, end: None }.run().await;
     }
 }
@@ -227,9 +322,9 @@ async fn serve_stream<D: FrontDoor>(
 /// Sends the messages of one streaming call, no faster than the other end reads.
 struct Pump<D: FrontDoor> {
     serving: Serving<D>,
-    send: SendStream<Bytes>,
+    send: Sending,
     is_gzip: bool,
-    /// Taken from the call, framed, not yet given to h2.
+    /// Taken from the call, framed, not yet sent.
     chunks: VecDeque<Bytes>,
     /// Sum of the lengths in `chunks`.
     chunk_bytes: usize,
@@ -248,14 +343,13 @@ impl<D: FrontDoor> Pump<D> {
             return;
         };
         let status = self.serving.end(end);
-        // Fails only if the other end has gone meanwhile.
-        let _ = self.send.send_trailers(trailers(&status));
+        self.send.send_trailers(trailers(&status));
     }
 
     /// How the call ended, once all of it is sent; `None` when the caller has gone.
     fn poll_pump(&mut self, cx: &mut task::Context<'_>) -> Poll<Option<Result<(), Error>>> {
         loop {
-            if self.send.poll_reset(cx).is_ready() {
+            if self.send.poll_gone(cx) {
                 return Poll::Ready(None);
             }
             if self.chunks.is_empty() {
@@ -264,18 +358,12 @@ impl<D: FrontDoor> Pump<D> {
             if self.chunks.is_empty() {
                 return self.end.take().map_or(Poll::Pending, |end| Poll::Ready(Some(end)));
             }
-            // Capacity is asked for only while there is something to send: it is taken from the whole connection's.
-            self.send.reserve_capacity(self.chunk_bytes);
-            while self.send.capacity() == 0 {
-                match self.send.poll_capacity(cx) {
-                    Poll::Ready(Some(Ok(_))) => {}
-                    Poll::Ready(_) => return Poll::Ready(None),
-                    Poll::Pending => return Poll::Pending,
-                }
+            if ready!(self.send.poll_room(cx, self.chunk_bytes)).is_none() {
+                return Poll::Ready(None);
             }
             self.chunk_bytes = 0;
             for chunk in self.chunks.drain(..) {
-                if self.send.send_data(chunk, false).is_err() {
+                if !self.send.send_data(chunk, false) {
                     return Poll::Ready(None);
                 }
             }
@@ -400,19 +488,17 @@ async fn send_large(respond: &mut SendResponse<Bytes>, mut message: Bytes, answe
 
 /// A status alone, in one frame of headers.
 fn send_status(respond: &mut SendResponse<Bytes>, status: &Status) {
-    let mut response = response_head();
-    put_status(response.headers_mut(), status);
-    let _ = respond.send_response(response, true);
+    let _ = respond.send_response(status_head(status), true);
 }
 
-fn refuse(respond: &mut SendResponse<Bytes>, refusal: Refusal) {
-    match refusal {
-        Refusal::Grpc(status) => send_status(respond, &status),
-        Refusal::Http(code, status) => {
-            let mut response = response_head();
-            *response.status_mut() = code;
-            put_status(response.headers_mut(), &status);
-            let _ = respond.send_response(response, true);
-        }
-    }
+fn status_head(status: &Status) -> Response<()> {
+    let mut response = response_head();
+    put_status(response.headers_mut(), status);
+    response
+}
+
+fn refusal_head(refusal: &Refusal) -> Response<()> {
+    let mut response = status_head(&refusal.status);
+    *response.status_mut() = refusal.http;
+    response
 }

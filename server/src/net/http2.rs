@@ -1,4 +1,4 @@
-//! Plain HTTP over one HTTP/2 stream: adapts h2's streams to what the HTTP routes take and give. Knows no route.
+//! Plain HTTP over one HTTP/2 stream: adapts streams to what the HTTP routes take and give. Knows no route.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -7,25 +7,25 @@ use std::task::{Context, Poll, ready};
 
 use ::http::{Request, Response, header};
 use bytes::Bytes;
-use h2::server::SendResponse;
-use h2::{RecvStream, SendStream};
-use hyper::body::{Body, Frame};
+use hyper::body::Frame;
 
 use super::connection::Caller;
+use super::halves::{Body, Respond, Sending};
 use super::{FrontDoor, Thread, http};
+use crate::error::Error;
 
 /// Serves one stream.
 pub(crate) async fn handle<D: FrontDoor>(
     thread: Rc<Thread<D>>,
     caller: Rc<Caller>,
-    request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
+    request: Request<Body>,
+    mut respond: Respond,
 ) {
     let request = request.map(Received);
     let mut answer = pin!(http::respond(&thread, &caller, None, request));
     let response = poll_fn(|cx| match answer.as_mut().poll(cx) {
         Poll::Ready(response) => Poll::Ready(Some(response)),
-        Poll::Pending if respond.poll_reset(cx).is_ready() => Poll::Ready(None),
+        Poll::Pending if respond.poll_gone(cx) => Poll::Ready(None),
         Poll::Pending => Poll::Pending,
     });
     // Nobody is left to be told of a failure: the other end has gone.
@@ -34,18 +34,16 @@ pub(crate) async fn handle<D: FrontDoor>(
     }
 }
 
-/// A body as h2 receives it.
-struct Received(RecvStream);
+/// A body as it is received.
+struct Received(Body);
 
-impl Body for Received {
+impl hyper::body::Body for Received {
     type Data = Bytes;
-    type Error = h2::Error;
+    type Error = Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        let Some(data) = ready!(self.0.poll_data(cx)?) else { return Poll::Ready(None) };
-        // Fails only on a closed stream, whose end or error the next poll returns.
-        let _ = self.0.flow_control().release_capacity(data.len());
-        Poll::Ready(Some(Ok(Frame::data(data))))
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let data = ready!(self.0.poll_data(cx));
+        Poll::Ready(data.map(|data| data.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -53,7 +51,8 @@ impl Body for Received {
     }
 }
 
-async fn send<B: Body<Data = Bytes>>(mut respond: SendResponse<Bytes>, response: Response<B>) -> Result<(), h2::Error> {
+/// `None` if the other end has gone before all was sent.
+async fn send<B: hyper::body::Body<Data = Bytes>>(respond: Respond, response: Response<B>) -> Option<()> {
     let (mut head, body) = response.into_parts();
     // HTTP/2 has no such headers.
     for name in [header::CONNECTION, header::TRANSFER_ENCODING] {
@@ -63,44 +62,41 @@ async fn send<B: Body<Data = Bytes>>(mut respond: SendResponse<Bytes>, response:
         head.headers.insert(header::CONTENT_LENGTH, length.into());
     }
     let is_empty = body.is_end_stream();
-    let mut stream = respond.send_response(Response::from_parts(head, ()), is_empty)?;
+    let mut stream = respond.send_head(Response::from_parts(head, ()), is_empty)?;
     if is_empty {
-        return Ok(());
+        return Some(());
     }
     let mut body = pin!(body);
     loop {
         let frame = poll_fn(|cx| match body.as_mut().poll_frame(cx) {
-            Poll::Pending if stream.poll_reset(cx).is_ready() => Poll::Ready(None),
+            Poll::Pending if stream.poll_gone(cx) => Poll::Ready(None),
             other => other.map(Some),
         });
-        match frame.await {
-            Some(Some(Ok(frame))) => {
+        match frame.await? {
+            Some(Ok(frame)) => {
                 if let Ok(data) = frame.into_data() {
                     send_data(&mut stream, data).await?;
                 }
             }
-            Some(None) => return stream.send_data(Bytes::new(), true),
-            Some(Some(Err(_))) => {
-                stream.send_reset(h2::Reason::INTERNAL_ERROR);
-                return Ok(());
+            Some(Err(_)) => {
+                stream.fail();
+                return None;
             }
-            None => return Ok(()),
+            None => {
+                stream.send_data(Bytes::new(), true);
+                return Some(());
+            }
         }
     }
 }
 
 /// Sends no faster than the other end reads.
-async fn send_data(stream: &mut SendStream<Bytes>, mut data: Bytes) -> Result<(), h2::Error> {
+async fn send_data(stream: &mut Sending, mut data: Bytes) -> Option<()> {
     while !data.is_empty() {
-        stream.reserve_capacity(data.len());
-        while stream.capacity() == 0 {
-            match poll_fn(|cx| stream.poll_capacity(cx)).await {
-                Some(capacity) => capacity?,
-                None => return Ok(()),
-            };
+        let length = poll_fn(|cx| stream.poll_room(cx, data.len())).await?;
+        if !stream.send_data(data.split_to(length), false) {
+            return None;
         }
-        let length = stream.capacity().min(data.len());
-        stream.send_data(data.split_to(length), false)?;
     }
-    Ok(())
+    Some(())
 }

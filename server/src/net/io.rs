@@ -2,13 +2,14 @@
 //! Knows no protocol.
 
 use std::cell::Cell;
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
@@ -111,7 +112,7 @@ impl AsyncRead for Socket {
 }
 
 impl Socket {
-    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
             Self::Plain(raw) => Pin::new(raw).poll_write(cx, bytes),
             Self::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
@@ -119,7 +120,7 @@ impl Socket {
     }
 
     /// Gives the system what encryption may hold back.
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Plain(_) => Poll::Ready(Ok(())),
             Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
@@ -131,6 +132,23 @@ impl Socket {
             Self::Plain(raw) => Pin::new(raw).poll_shutdown(cx),
             Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+
+    /// Writes the end of a connection. With `waits` it also waits until the other end closes it: else the system throws
+    /// away what the other end has not read yet, if it has sent something meanwhile that nobody reads.
+    pub async fn say_last(&mut self, bytes: &[u8], waits: bool) -> io::Result<()> {
+        let mut written = 0;
+        while written < bytes.len() {
+            match poll_fn(|cx| self.poll_write(cx, &bytes[written..])).await? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                more => written += more,
+            }
+        }
+        poll_fn(|cx| self.poll_flush(cx)).await?;
+        poll_fn(|cx| self.poll_shutdown(cx)).await?;
+        let mut rest = [0; 4096];
+        while waits && self.read(&mut rest).await? > 0 {}
+        Ok(())
     }
 }
 

@@ -15,10 +15,12 @@ mod dispatch;
 mod frames;
 mod gateway;
 pub(crate) mod grpc;
+mod halves;
 mod handshake;
 mod http;
 mod http2;
 mod io;
+mod lean;
 mod newcomers;
 mod peer_tls;
 pub mod peers;
@@ -31,7 +33,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use daymark_api::etcdserverpb as pb;
 use tokio::sync::{Notify, mpsc, watch};
@@ -135,6 +137,9 @@ pub(crate) struct Thread<D> {
     pub gateway_bytes: Rc<Cell<usize>>,
     pub newcomers: Rc<newcomers::Newcomers>,
     pub handshake_log: handshake::FailureLog,
+    pub buffers: lean::Buffers,
+    /// When the thread began.
+    pub begun: Instant,
     connections: Cell<usize>,
     idle: Notify,
 }
@@ -190,6 +195,8 @@ impl NetThreads {
                         newcomers,
                         handshake_log,
                         gateway_bytes,
+                        buffers: lean::Buffers::default(),
+                        begun: Instant::now(),
                         connections,
                         idle,
                     };

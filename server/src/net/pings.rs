@@ -1,5 +1,6 @@
-//! How often a client may ping. h2 answers pings by itself and tells nobody, so they are counted as their bytes pass:
-//! looking at the head of each frame costs a few nanoseconds. The rules are grpc-go's.
+//! How often a client may ping; the rules are grpc-go's. The lean server counts pings as they come. h2 answers them by
+//! itself and tells nobody, so over it they are counted as their bytes pass: looking at the head of each frame costs a few
+//! nanoseconds.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -65,12 +66,17 @@ impl PingPolicy {
         self.exceeded.notified().await;
     }
 
-    /// A ping has come; `opens_call` if a call came with it.
-    fn ping(&self, now: Instant, opens_call: bool) {
+    /// Something has been sent that no ping asked for.
+    pub fn answered(&self) {
+        self.has_answered.set(true);
+    }
+
+    /// A ping has come; `opens_call` if a call came with it. Returns whether there have been too many.
+    pub fn ping(&self, now: Instant, opens_call: bool) -> bool {
         let last = self.last.replace(Some(now));
         if self.has_answered.take() {
             self.strikes.set(0);
-            return;
+            return false;
         }
         let idle = self.calls.get() == 0 && !opens_call;
         // Who has nothing to wait for has no cause to ping.
@@ -79,8 +85,10 @@ impl PingPolicy {
             self.strikes.set(self.strikes.get() + 1);
             if self.strikes.get() > limits::PING_STRIKES_MAX {
                 self.exceeded.notify_one();
+                return true;
             }
         }
+        false
     }
 }
 
@@ -102,7 +110,9 @@ impl PingScan {
         let mut opens_call = false;
         self.received.pass(bytes, |kind, flags| match kind {
             HEADERS => opens_call = true,
-            PING if flags & FLAG_ACK == 0 => self.policy.ping(Instant::now(), opens_call),
+            PING if flags & FLAG_ACK == 0 => {
+                self.policy.ping(Instant::now(), opens_call);
+            }
             _ => {}
         });
     }
@@ -111,7 +121,7 @@ impl PingScan {
     pub fn sent(&mut self, bytes: &[u8]) {
         self.sent.pass(bytes, |kind, _| {
             if matches!(kind, DATA | HEADERS) {
-                self.policy.has_answered.set(true);
+                self.policy.answered();
             }
         });
     }

@@ -19,8 +19,8 @@ use prost::Message;
 use super::accept::{Role, bind};
 use super::*;
 use crate::budget::Budget;
-use crate::config::SocketOptions;
 use crate::config::values::parse_url;
+use crate::config::{Http2Server, SocketOptions};
 use crate::metrics::Sample;
 use crate::request::MessageParts;
 use crate::rpc::Rpc;
@@ -204,6 +204,7 @@ impl Server {
             keepalive_interval: None,
             keepalive_timeout: Duration::from_millis(300),
             keepalive_min_time: Duration::from_secs(5),
+            http2_server: Http2Server::Lean,
         }
     }
 
@@ -356,13 +357,15 @@ fn watch_create(key: &'static str) -> pb::WatchRequest {
     pb::WatchRequest { request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)) }
 }
 
-/// Runs a test body on its own runtime against a fresh server.
-fn with_server<F: Future<Output = ()>>(test: impl FnOnce(Rc<Server>) -> F) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-    let server = Rc::new(Server::start());
-    runtime.block_on(test(server.clone()));
-    let server = Rc::into_inner(server).expect("the test is over");
-    assert!(server.threads.stop(), "a net thread panicked");
+/// Runs a test body on its own runtime against a fresh server, once for each of the two that serve HTTP/2.
+fn with_server<F: Future<Output = ()>>(test: impl Fn(Rc<Server>) -> F) {
+    for http2_server in [Http2Server::Lean, Http2Server::H2] {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        let server = Rc::new(Server::start_with(TransportOptions { http2_server, ..Server::transport() }));
+        runtime.block_on(test(server.clone()));
+        let server = Rc::into_inner(server).expect("the test is over");
+        assert!(server.threads.stop(), "a net thread panicked");
+    }
 }
 
 /// Waits for something another thread does; fails after five seconds.

@@ -149,6 +149,7 @@ fn a_connection_that_does_not_answer_pings_is_closed() {
         keepalive_interval: Some(Duration::from_secs(1)),
         keepalive_timeout: Duration::from_millis(200),
         keepalive_min_time: Duration::from_secs(5),
+        http2_server: Http2Server::Lean,
     };
     let server = Server::start_with(transport);
     let mut dead = StdTcpStream::connect(server.address).expect("connect");
