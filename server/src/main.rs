@@ -16,7 +16,7 @@ use tikv_jemallocator::Jemalloc;
 use tokio::signal::unix::{SignalKind, signal};
 
 use daymark_server::config::flags::{self, ParseError, Parsed};
-use daymark_server::config::{self, Config};
+use daymark_server::config::{self, Config, Http2Server};
 use daymark_server::server::Server;
 use daymark_server::{echo, limits, logging, tools, version};
 
@@ -84,12 +84,16 @@ struct EchoServer {
     /// Net threads; 0: as many as a member has by itself.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=limits::NET_THREADS_MAX as i64))]
     threads: u16,
+    /// What serves HTTP/2: `lean`, our own, or the library `h2`.
+    #[arg(long, default_value = "lean", value_parser = ["lean", "h2"])]
+    http2_server: String,
 }
 
 fn echo_server() -> ExitCode {
-    let EchoServer { listen, threads } = EchoServer::parse_from(std::env::args().skip(1));
+    let EchoServer { listen, threads, http2_server } = EchoServer::parse_from(std::env::args().skip(1));
     raise_file_limit();
-    match echo::run(&listen, usize::from(threads)) {
+    let http2_server = if http2_server == "h2" { Http2Server::H2 } else { Http2Server::Lean };
+    match echo::run(&listen, usize::from(threads), http2_server) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("daymark echo-server: {error:#}");

@@ -5,6 +5,7 @@ use std::{
     io::{Read, Write},
     net::TcpStream,
     path::Path,
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -20,6 +21,7 @@ use daymark_tests::{
     pki::{self, Authority},
     ports,
     process::{Program, Server, http_get},
+    skip,
     wire::runtime,
 };
 
@@ -442,4 +444,35 @@ fn members_with_certificates_they_made_themselves_encrypt() {
     let cluster = Cluster::start(&Program::daymark(), 3, &["--peer-auto-tls"]);
     assert_eq!(cluster.ctl(&ctl, &[1], "put auto tls").code, Some(0));
     assert!(cluster.log(0).contains("serving peer traffic securely"));
+}
+
+/// What others than us check a server of HTTP/2 for, except the number of streams (5.1.2): there the tool takes it for
+/// granted that nothing is answered before it has asked a hundred times.
+const RULES: &str = "generic http2/3 http2/4 http2/5.1/1 http2/5.1/2 http2/5.1/3 http2/5.1/4 http2/5.1/5 http2/5.1/6 \
+                     http2/5.1/7 http2/5.1/8 http2/5.1/9 http2/5.1/10 http2/5.1/11 http2/5.1/12 http2/5.1/13 \
+                     http2/5.1.1 http2/5.3 http2/5.4 http2/6 http2/7 http2/8 hpack";
+
+/// Over TLS, where there is something that answers with data.
+#[test]
+fn the_rules_of_http2_are_kept() {
+    let tool = etcd::tools_directory().join("h2spec/h2spec");
+    if !tool.exists() {
+        let remedy = "install Go, then run scripts/install-test-tools.sh";
+        return skip::missing_tool("the_rules_of_http2_are_kept", &tool.display().to_string(), remedy);
+    }
+    let authority = Authority::new();
+    authority.issue("server", "server");
+    for http2_server in ["lean", "h2"] {
+        let server = secure(&authority, &["--daymark-http2-server", http2_server]);
+        let endpoint = server.endpoint();
+        let (host, port) = endpoint.rsplit_once(':').expect("a port");
+        let mut command = Command::new(&tool);
+        command.args(["--tls", "--insecure", "--path", "/version", "--timeout", "10", "--host", host, "--port", port]);
+        let output = command.args(RULES.split(' ')).output().expect("run h2spec");
+        let said = String::from_utf8_lossy(&output.stdout);
+        let summary = said.lines().last().unwrap_or_default();
+        assert!(summary.ends_with(" 0 failed") && summary.contains("passed"), "{http2_server}: {said}");
+        let passed = summary.split_whitespace().nth(2).and_then(|count| count.parse().ok()).unwrap_or(0);
+        assert!(passed > 130, "{summary}");
+    }
 }

@@ -458,7 +458,7 @@ impl<T: Owner> Core<T> {
         if let Some((_, head)) = self.heads.known.iter().find(|(known, _)| **known == *block) {
             return Ok(head.clone());
         }
-        let mut head = Head::default();
+        let mut head = Head::with_room();
         let effect = self.decoder.decode(block, |name, value| head.add(name, value));
         let effect = effect.map_err(|bad| Fault::new(Reason::COMPRESSION_ERROR, bad.0))?;
         let head = Rc::new(head);

@@ -31,6 +31,11 @@ const PATH: usize = 2;
 const AUTHORITY: usize = 3;
 
 impl Head {
+    /// A head of nothing, with room for what clients usually say.
+    pub(super) fn with_room() -> Self {
+        Self { text: Vec::with_capacity(256), fields: Vec::with_capacity(8), ..Self::default() }
+    }
+
     /// Adds the next field. What is beyond the limit is counted and not kept.
     pub(super) fn add(&mut self, name: &[u8], value: &[u8]) {
         self.size = self.size.saturating_add(name.len() + value.len() + FIELD_OVERHEAD);

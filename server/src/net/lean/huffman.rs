@@ -155,7 +155,7 @@ pub(super) mod tests {
             let (code, length) = code(*byte);
             bits.extend((0..length).rev().map(|place| (code >> place & 1) as u8));
         }
-        while bits.len() % 8 != 0 {
+        while !bits.len().is_multiple_of(8) {
             bits.push(1);
         }
         bits.chunks(8).map(|byte| byte.iter().fold(0, |value, bit| value << 1 | bit)).collect()
