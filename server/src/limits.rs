@@ -203,6 +203,15 @@ pub const UPKEEP_INTERVAL: Duration = Duration::from_millis(250);
 /// Looks after which raft is asked again to release a log that it has not released.
 pub const RELEASE_LOOKS: u32 = 4;
 
+/// How often the fences for counting are brought along.
+pub const FENCES_INTERVAL: Duration = Duration::from_millis(100);
+/// Keys that are read for that at most each time: a tenth of a core.
+pub const FENCE_READS_IDLE: usize = 32_768;
+/// The same while clients write: one hundredth of a core.
+pub const FENCE_READS_BUSY: usize = 2048;
+/// Revisions between two looks above which they do.
+pub const FENCES_BUSY_REVISIONS: i64 = 200;
+
 /// How often free space is looked at: what arrives until the next look has to fit into the reserve.
 pub const ROOM_INTERVAL: Duration = Duration::from_millis(100);
 /// Free space below which writes that add data are refused: this part of the volume (5 %), but within the bounds below.

@@ -24,6 +24,11 @@ pub trait View {
         let options = RangeOptions { count_only: true, ..RangeOptions::default() };
         Ok(self.range(range, &options)?.count)
     }
+    /// The same if it is known without counting.
+    fn known_count(&self, range: &KeyRange) -> Option<i64> {
+        let _ = range;
+        None
+    }
 }
 
 /// Who pays for an answer while it is built.
@@ -43,6 +48,10 @@ impl View for ReadTxn {
 
     fn range(&mut self, range: &KeyRange, options: &RangeOptions) -> Result<RangeResult, ReadError> {
         ReadTxn::range(self, range, options)
+    }
+
+    fn known_count(&self, range: &KeyRange) -> Option<i64> {
+        ReadTxn::known_count(self, range)
     }
 }
 
@@ -197,11 +206,27 @@ impl Plan {
 /// is not read to the end, and what is sorted by something else than the key keeps no more than is asked for.
 pub fn range_in_pieces(
     view: &mut impl View,
-    mut range: KeyRange,
+    range: KeyRange,
     plan: &Plan,
     meter: &mut impl Meter,
 ) -> Result<pb::RangeResponse, Error> {
-    let mut found = RangeResult::default();
+    range_from(view, range, plan, meter, Vec::new())
+}
+
+/// As [`range_in_pieces`], for who has read the first pairs of `whole` already; only a plain plan has first ones.
+pub fn range_from(
+    view: &mut impl View,
+    whole: KeyRange,
+    plan: &Plan,
+    meter: &mut impl Meter,
+    begun: Vec<KeyValue>,
+) -> Result<pb::RangeResponse, Error> {
+    let mut range = whole.clone();
+    if let Some(last) = begun.last() {
+        range.start = successor(&last.key);
+        begun.iter().try_for_each(|kv| meter.charge(encoded_len(kv)))?;
+    }
+    let mut found = RangeResult { count: begun.len() as i64, kvs: begun, ..RangeResult::default() };
     if plan.options.count_only {
         found.count = view.count(&range)?;
         meter.check()?;
@@ -227,7 +252,10 @@ pub fn range_in_pieces(
             true => range.end = RangeEnd::Before(next),
         }
         if found.more {
-            found.count += view.count(&range)?;
+            found.count = match view.known_count(&whole) {
+                Some(count) => count,
+                None => found.count + view.count(&range)?,
+            };
             meter.check()?;
             return Ok(plan.finish(found));
         }

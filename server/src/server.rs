@@ -49,6 +49,7 @@ use crate::net::{Condition, FrontDoor, NetOptions, NetThreads, PeerTls, RaftCond
 use crate::peers;
 use crate::peers::serve::Question;
 use crate::policy::corruption::{self, Depth};
+use crate::policy::fences::FenceKeeper;
 use crate::policy::room::{Directory, RoomWatch};
 use crate::policy::upkeep::Upkeep;
 use crate::policy::{compactor, lessor, timer};
@@ -114,7 +115,7 @@ impl From<StorageError> for StartError {
 /// One running member.
 pub struct Server {
     net: NetThreads,
-    timers: [timer::Running; 2],
+    timers: [timer::Running; 3],
     raft: Handle,
     wal_thread: JoinHandle<()>,
     apply_thread: JoinHandle<()>,
@@ -189,6 +190,10 @@ impl Server {
         let look = move || upkeep.step();
         let upkeep =
             timer::start("upkeep", limits::UPKEEP_INTERVAL, look, fatal(&on_fatal, "upkeep")).map_err(thread_failed)?;
+        let mut fences = FenceKeeper::new(storage.keyspace.clone());
+        let look = move || fences.step();
+        let fences =
+            timer::start("fences", limits::FENCES_INTERVAL, look, fatal(&on_fatal, "fences")).map_err(thread_failed)?;
         if config.gates.open(Gate::InitialCorruptCheck) {
             initial_check(&views, &raft, config.election)?;
         }
@@ -218,7 +223,7 @@ impl Server {
         );
         Ok(Self {
             net,
-            timers: [upkeep, room],
+            timers: [fences, upkeep, room],
             raft,
             wal_thread,
             apply_thread,

@@ -363,6 +363,7 @@ impl SnapshotStore {
         let dir = self.member.join(format!("{OUTGOING_PREFIX}{number}"));
         let backend = self.keyspace.backend();
         let leftover = RemoveOnDrop { disk: self.disk.clone(), dir: Some(dir.clone()) };
+        self.keyspace.store_fences()?;
         backend.checkpoint(&dir)?;
         let manifest = self.describe(&*backend, &dir, id)?;
         manifest.write(&*self.disk, &dir)?;

@@ -3,6 +3,7 @@
 
 pub mod compactor;
 pub mod corruption;
+pub mod fences;
 pub mod lessor;
 pub mod room;
 pub mod size;

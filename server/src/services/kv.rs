@@ -9,6 +9,7 @@ use daymark_api::etcdserverpb::request_op::Request as Op;
 use daymark_api::etcdserverpb::response_op::Response;
 
 use super::pool::Caller;
+use super::scan::Scan;
 use super::{Door, header, scan};
 use crate::budget::Share;
 use crate::command::{Identity, Kind};
@@ -143,35 +144,50 @@ impl Door {
         }
         let plan = Plan::new(request);
         if !plan.is_plain() {
-            return self.scan(view, range, plan, bytes_max, share).await;
+            return self.scan(view, Scan { range, plan, begun: Vec::new() }, bytes_max, share).await;
         }
         let inline = RangeOptions { bytes_max: limits::RANGE_INLINE_BYTES_MAX, without_count: true, ..plan.options };
         let mut result = view.range(&range, &inline)?;
-        if result.cut_by_bytes {
-            return self.scan(view, range, plan, bytes_max, share).await;
-        }
-        if result.more
-            && let Some(last) = result.kvs.last()
-        {
-            // Cut by the limit: the pairs are here, the keys behind them still count.
+        let page = match result.cut_by_bytes {
+            // What has been read is not read again.
+            true => {
+                let scan = Scan { range: range.clone(), plan, begun: result.kvs };
+                self.scan(view.clone(), scan, bytes_max, share).await?
+            }
+            false => {
+                if let Some(last) = result.kvs.last().filter(|_| result.more) {
+                    // Cut by the limit: the pairs are here, the keys behind them still count.
+                    let rest = KeyRange { start: query::successor(&last.key), end: range.end.clone() };
+                    result.count = match view.known_count(&range) {
+                        Some(count) => count,
+                        None => result.kvs.len() as i64 + self.count(view.clone(), rest).await?,
+                    };
+                }
+                plan.finish(result)
+            }
+        };
+        if let Some(last) = page.kvs.last().filter(|_| page.more) {
+            // Who reads on asks for what is behind, at this very revision.
             let rest = KeyRange { start: query::successor(&last.key), end: range.end };
-            let behind = self.pool.run(move |caller| scan::count(&view, &rest, caller)).await?;
-            result.count = result.kvs.len() as i64 + behind;
+            view.note_count(&rest, page.count - page.kvs.len() as i64);
         }
-        Ok(plan.finish(result))
+        Ok(page)
+    }
+
+    async fn count(&self, view: ReadTxn, range: KeyRange) -> Result<i64, Error> {
+        self.pool.run(move |caller| scan::count(&view, &range, caller)).await
     }
 
     async fn scan(
         &self,
         view: ReadTxn,
-        range: KeyRange,
-        plan: Plan,
+        scan: Scan,
         bytes_max: usize,
         share: &mut Share,
     ) -> Result<pb::RangeResponse, Error> {
         let mut taken = std::mem::replace(share, self.member().answers.share());
         let work = move |caller: &Caller| {
-            let answer = scan::range(&view, range, &plan, bytes_max, &mut taken, caller)?;
+            let answer = scan::range(&view, scan, bytes_max, &mut taken, caller)?;
             Ok((answer, taken))
         };
         let (answer, taken) = self.pool.run(work).await?;

@@ -11,17 +11,23 @@ use crate::error::Error;
 use crate::limits;
 use crate::query::{self, Meter, Plan, View};
 
-/// The answer to `plan` about `range`, but for its header. `bytes_max` bounds the encoded pairs, `share` the memory.
+/// What is asked for: a plan about a range, of which the first pairs may be there already.
+pub struct Scan {
+    pub range: KeyRange,
+    pub plan: Plan,
+    pub begun: Vec<KeyValue>,
+}
+
+/// The answer, but for its header. `bytes_max` bounds the encoded pairs, `share` the memory.
 pub fn range(
     view: &ReadTxn,
-    range: KeyRange,
-    plan: &Plan,
+    scan: Scan,
     bytes_max: usize,
     share: &mut Share,
     caller: &Caller,
 ) -> Result<pb::RangeResponse, Error> {
     let mut meter = Asked { caller, share, bytes: 0, bytes_max };
-    query::range_in_pieces(&mut Watched { view, caller }, range, plan, &mut meter)
+    query::range_from(&mut Watched { view, caller }, scan.range, &scan.plan, &mut meter, scan.begun)
 }
 
 /// A view whose counts end early when nobody waits for them any more.
@@ -37,6 +43,10 @@ impl View for Watched<'_> {
 
     fn range(&mut self, range: &KeyRange, options: &RangeOptions) -> Result<RangeResult, ReadError> {
         self.view.range(range, options)
+    }
+
+    fn known_count(&self, range: &KeyRange) -> Option<i64> {
+        self.view.known_count(range)
     }
 
     fn count(&mut self, range: &KeyRange) -> Result<i64, ReadError> {
@@ -120,7 +130,11 @@ mod tests {
         let view = keyspace.read(0).expect("the current revision");
         let interval = KeyRange::from_wire(&request.key, &request.range_end);
         let mut share = Budget::new(usize::MAX, usize::MAX).share();
-        range(&view, interval, &Plan::new(request), bytes_max, &mut share, &Caller::waits())
+        range(&view, whole(interval, request), bytes_max, &mut share, &Caller::waits())
+    }
+
+    fn whole(range: KeyRange, request: &pb::RangeRequest) -> Scan {
+        Scan { range, plan: Plan::new(request), begun: Vec::new() }
     }
 
     /// The keyspace reads all at once; so does a transaction.
@@ -175,7 +189,8 @@ mod tests {
         let interval = KeyRange::from_wire(&all().key, &all().range_end);
         for request in [all(), pb::RangeRequest { count_only: true, ..all() }] {
             let mut share = Budget::new(usize::MAX, usize::MAX).share();
-            let answer = range(&view, interval.clone(), &Plan::new(&request), usize::MAX, &mut share, &Caller::gone());
+            let asked = whole(interval.clone(), &request);
+            let answer = range(&view, asked, usize::MAX, &mut share, &Caller::gone());
             assert_eq!(answer, Err(Error::Canceled));
         }
     }
@@ -187,12 +202,11 @@ mod tests {
         let interval = KeyRange::from_wire(&all().key, &all().range_end);
         let budget = Budget::new(1 << 30, 4 * limits::RANGE_PIECE_BYTES);
         let mut share = budget.share();
-        let plan = Plan::new(&all());
-        let answer = range(&view, interval.clone(), &plan, usize::MAX, &mut share, &Caller::waits());
+        let answer = range(&view, whole(interval.clone(), &all()), usize::MAX, &mut share, &Caller::waits());
         assert_eq!(answer, Err(Error::AnswerTooLarge(4 * limits::RANGE_PIECE_BYTES)));
         drop(share);
-        let keys = Plan::new(&pb::RangeRequest { keys_only: true, ..all() });
-        assert!(range(&view, interval, &keys, usize::MAX, &mut budget.share(), &Caller::waits()).is_ok());
+        let keys = whole(interval, &pb::RangeRequest { keys_only: true, ..all() });
+        assert!(range(&view, keys, usize::MAX, &mut budget.share(), &Caller::waits()).is_ok());
         assert_eq!(budget.used(), 0);
     }
 }

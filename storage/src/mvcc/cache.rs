@@ -9,6 +9,7 @@ use bytes::Bytes;
 use hashbrown::{HashMap, HashTable};
 use rustc_hash::FxBuildHasher;
 
+use super::fences::{Turnover, TurnoverMark};
 use super::layout;
 use super::range::{KeyRange, RangeEnd};
 use super::revision::Revision;
@@ -32,6 +33,8 @@ pub(super) struct Overlay {
     tables: BTreeMap<(Family, Vec<u8>), Option<ValueRef>>,
     /// What the transaction in progress has replaced in `newest`, in order.
     replaced: Vec<(Bytes, Option<Newest>)>,
+    /// Keys that came and went.
+    pub turnover: Turnover,
 }
 
 #[derive(Copy, Clone)]
@@ -46,12 +49,13 @@ struct Newest {
 pub(super) struct TxnMark {
     batch: Mark,
     undo: usize,
+    turnover: TurnoverMark,
 }
 
 impl Overlay {
     pub fn begin(&mut self) -> TxnMark {
         self.replaced.clear();
-        TxnMark { batch: self.batch.mark(), undo: self.undo.len() }
+        TxnMark { batch: self.batch.mark(), undo: self.undo.len(), turnover: self.turnover.mark() }
     }
 
     /// Takes back everything since `mark`. What remains in the order of keys is only a hint where to look.
@@ -63,6 +67,7 @@ impl Overlay {
             };
         }
         self.undo.truncate(mark.undo);
+        self.turnover.cut(mark.turnover);
         self.batch.cut(mark.batch);
     }
 

@@ -34,8 +34,9 @@ impl Keyspace {
         }
         let shared = self.shared();
         let compact = shared.compact_revision.load(Ordering::Acquire);
-        if shared.durable_position()?.is_none_or(|position| position.compact_revision < compact) {
-            shared.backend.flush()?;
+        let is_durable = shared.durable_position()?.is_some_and(|position| position.compact_revision >= compact);
+        if !is_durable || shared.fences.would_be_lost(&shared, compact)? {
+            shared.flush()?;
         }
         let durable = shared.durable_position()?.map_or(-1, |position| position.compact_revision);
         if durable < compact {

@@ -17,6 +17,9 @@ use crate::log_id::LogId;
 /// Size of one write batch.
 const BATCH_BYTES: usize = 4 << 20;
 
+/// Keys that are read at once when counts are made.
+const TEND_READS: usize = 1 << 20;
+
 /// What a change did.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Imported<'a> {
@@ -131,6 +134,8 @@ impl Import {
         // Also makes the hash, once and for all.
         let (keyspace, writer) = Keyspace::open(self.backend.clone())?;
         drop(writer);
+        // Likewise what makes counting quick.
+        while keyspace.tend_fences(TEND_READS)? {}
         if bump > 0 {
             keyspace.drop_history()?;
         }

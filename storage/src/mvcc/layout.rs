@@ -13,6 +13,8 @@ pub const FORMAT_KEY: &[u8] = b"mvcc/format";
 pub const POSITION_KEY: &[u8] = b"mvcc/position";
 /// Key in `meta` of the keyspace's hash, see [`encode_hash`].
 pub const HASH_KEY: &[u8] = b"mvcc/hash";
+/// Key in `meta` of the fences, as they were at some revision.
+pub const FENCES_KEY: &[u8] = b"mvcc/fences";
 /// Start of the keys in `meta` that belong to the keyspace itself.
 pub const RESERVED_PREFIX: &[u8] = b"mvcc/";
 

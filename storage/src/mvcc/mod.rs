@@ -93,7 +93,7 @@ struct Shared {
     history_floor: AtomicI64,
     /// Revisions that the history floor must not pass, with the number of those who hold it there. Held while it moves.
     pins: Mutex<BTreeMap<i64, usize>>,
-    // Kept by readers among themselves.
+    // Fed by the writer through a queue, else kept by readers among themselves.
     fences: Fences,
 }
 
@@ -203,7 +203,25 @@ impl Keyspace {
 
     /// Makes everything committed so far durable.
     pub fn flush(&self) -> Result<()> {
-        self.shared().backend.flush()
+        self.shared().flush()
+    }
+
+    /// Brings what makes counting quick along, as far as reading about `reads_max` keys goes; to be called often, by a
+    /// thread that may wait for the disk. Whether there is more to do. Without it counts are right, too.
+    pub fn tend_fences(&self, reads_max: usize) -> Result<bool> {
+        let shared = self.shared();
+        shared.fences.tend(&shared, reads_max)
+    }
+
+    /// Puts what makes counting quick into the backend, so that a copy of it has that too. A flush does it by itself.
+    pub fn store_fences(&self) -> Result<()> {
+        let shared = self.shared();
+        shared.fences.store(&shared)
+    }
+
+    /// How often the fences were found wrong and made anew: anything but 0 is a defect.
+    pub fn fences_mended(&self) -> u64 {
+        self.shared.load().fences.mended()
     }
 
     /// Present size.
@@ -259,6 +277,7 @@ impl Shared {
         shared.backend.set_history_floor(floor);
         shared.publish(&position);
         let hash = hash::open(&shared, position.current_revision)?;
+        shared.fences.open(&shared, position.current_revision)?;
         Ok((shared, position, hash))
     }
 
@@ -282,6 +301,11 @@ impl Shared {
         if self.applied.load().as_deref() != position.applied.as_ref() {
             self.applied.store(position.applied.map(Arc::new));
         }
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.fences.store(self)?;
+        self.backend.flush()
     }
 
     /// Whether what a read at `revision` needs is still there. To be asked after the read: it may have missed things.

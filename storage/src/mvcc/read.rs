@@ -86,7 +86,7 @@ impl ReadTxn {
         read_range(&self.source(), range, options, self.revision)
     }
 
-    /// Number of keys in `range`. Reads the range once; after that only its ends, and what history has changed since.
+    /// Number of keys in `range`. Reads no more of it than its ends, unless its fences are not made yet.
     pub fn count(&self, range: &KeyRange) -> Result<i64, ReadError> {
         count(&self.source(), range, self.revision)
     }
@@ -94,6 +94,16 @@ impl ReadTxn {
     /// As [`ReadTxn::count`], but gives up, with none, when `goes_on` says so: it is asked every now and then.
     pub fn count_while(&self, range: &KeyRange, goes_on: GoesOn<'_>) -> Result<Option<i64>, ReadError> {
         count_while(&self.source(), range, self.revision, goes_on)
+    }
+
+    /// The number of keys in `range` if somebody has [noted](ReadTxn::note_count) it lately.
+    pub fn known_count(&self, range: &KeyRange) -> Option<i64> {
+        self.shared.fences.known(range, self.revision)
+    }
+
+    /// Remembers the number of keys in `range` for a while, for who reads on there at the same revision.
+    pub fn note_count(&self, range: &KeyRange, count: i64) {
+        self.shared.fences.note(range, self.revision, count);
     }
 
     /// Calls `visit` for each pair of `range` in key order until it breaks. What it was shown is right only if the

@@ -261,6 +261,8 @@ impl Writer {
             return Err(error);
         }
         self.shared.written_bytes.fetch_add(bytes, Ordering::Relaxed);
+        // Before it is published: who reads the new revision finds it.
+        self.shared.fences.feed().push(self.latest.current_revision, &mut self.overlay.turnover);
         self.committed = self.latest;
         Ok(())
     }
@@ -436,6 +438,11 @@ impl WriteTxn<'_> {
             self.hash = self.hash.wrapping_sub(hash::of_record(key, &undo[previous_at..], hashed));
         }
         overlay.change(key, modified, record, undo, !matches!(state, State::None));
+        match (state, op) {
+            (State::Live(..), Op::Delete) => overlay.turnover.note(modified.main, key, -1),
+            (State::None | State::Stub(_), Op::Put(_)) => overlay.turnover.note(modified.main, key, 1),
+            _ => {}
+        }
         if let State::Live(meta, _) = state {
             let [from, to] = [meta.modified, modified].map(layout::revision_key);
             overlay.batch.put(Family::Fwd, &from, &to);

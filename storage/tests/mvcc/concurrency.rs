@@ -51,20 +51,24 @@ fn run(backend: Arc<dyn Backend>, revisions: i64) {
                     round += 1;
                     check_read(keyspace, round);
                     check_history(keyspace, round);
-                    // Looks at much history for each answer.
-                    if round.is_multiple_of(64) {
-                        check_count(keyspace, round / 64);
-                    }
+                    check_count(keyspace, round);
                     reads.fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                keyspace.tend_fences(3).unwrap();
+                thread::yield_now();
+            }
+        });
         // Also ends the readers if the writer fails.
         let ended = Ended(&done);
         write(&keyspace, writer, revisions);
         drop(ended);
     });
     assert!(reads.load(Ordering::Relaxed) > 100);
+    assert_eq!(keyspace.fences_mended(), 0);
 }
 
 struct Ended<'a>(&'a AtomicBool);

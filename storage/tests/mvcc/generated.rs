@@ -240,6 +240,11 @@ impl Run {
     fn run(mut self, batches: u64) {
         for _ in 0..batches {
             self.write_batch();
+            if self.random.one_in(3) {
+                // Fences are right whenever, however far and by whom they are brought along.
+                let reads_max = 1 + self.random.below(20) as usize;
+                self.keyspace().tend_fences(reads_max).unwrap();
+            }
             self.check_reads();
             self.check_history();
             self.check_hash();
@@ -348,6 +353,12 @@ impl Run {
                 assert_eq!(read.range(&range, &options).unwrap(), expected, "{range:?} {options:?} at {revision}");
                 assert_eq!(read.get(&key).unwrap(), self.model.get(&key, revision), "{key:?} at {revision}");
                 assert_eq!(read.count(&range).unwrap(), expected.count);
+                for _ in 0..4 {
+                    let range = self.random.range();
+                    let count = self.model.range(&range, &RangeOptions::default(), revision).count;
+                    let read = self.keyspace().read(revision).unwrap();
+                    assert_eq!(read.count(&range).unwrap(), count, "{range:?} at {revision}");
+                }
             }
         }
     }
@@ -403,9 +414,19 @@ impl Run {
             assert_eq!(found, self.model.range(&KeyRange::all(), &RangeOptions::default(), revision));
         }
         let (from, to) = (self.model.compact, self.model.revision);
+        assert_eq!(keyspace.fences_mended(), 0);
         let chunk = keyspace.history(from, to, None, true, usize::MAX).unwrap();
         assert_eq!(chunk.events_by_revision, self.model.history(from, to, None, true));
         assert_eq!(chunk.next_revision, to + 1);
+    }
+
+    fn overwrite_fences(&self, row: Option<&[u8]>) {
+        let mut batch = WriteBatch::default();
+        match row {
+            Some(row) => drop(batch.put(Family::Meta, layout::FENCES_KEY, row)),
+            None => batch.delete(Family::Meta, layout::FENCES_KEY),
+        }
+        self.store.backend().write(&mut batch).unwrap();
     }
 
     /// Opens again and replays the log behind what is found, which must do the same as it did the first time.
@@ -417,6 +438,12 @@ impl Run {
             let mut batch = WriteBatch::default();
             batch.delete(Family::Meta, layout::HASH_KEY);
             self.store.backend().write(&mut batch).unwrap();
+        }
+        match self.random.below(8) {
+            // As a version without fences has left it, or one that stores them in another way.
+            0 => self.overwrite_fences(None),
+            1 => self.overwrite_fences(Some(&[9, 9, 9])),
+            _ => {}
         }
         if crash {
             self.store.crash()

@@ -1,6 +1,7 @@
 //! The keyspace: against a naive model, under concurrent readers, and through crashes.
 
 mod concurrency;
+mod counts;
 mod generated;
 mod hashes;
 #[cfg(feature = "rocksdb")]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use daymark_storage::backend::{Backend, Family, MemBackend, WriteBatch};
-use daymark_storage::mvcc::{EventKind, KeyRange, Keyspace, RangeEnd, RangeOptions, ReadError, TxnOptions, Writer};
+use daymark_storage::mvcc::{EventKind, KeyRange, Keyspace, RangeOptions, ReadError, TxnOptions, Writer};
 use daymark_storage::{LogId, StorageError};
 
 fn b(text: &'static str) -> Bytes {
@@ -332,60 +332,6 @@ fn a_history_scan_that_finds_nothing_pauses() {
     let chunk = keyspace.history(2, i64::MAX, Some(&range), false, 100).unwrap();
     assert!(chunk.events_by_revision.is_empty());
     assert!((3..100).contains(&chunk.next_revision), "{}", chunk.next_revision);
-}
-
-/// What is counted twice is read once: the second time somebody asks for nothing but fences and ends.
-#[test]
-fn counting_again_reads_what_has_changed_and_no_more() {
-    let (keyspace, mut writer) = Keyspace::open(MemBackend::new()).unwrap();
-    let key = |number: u64| Bytes::from(format!("k{number:06}"));
-    let change = |writer: &mut Writer, index: u64, numbers: std::ops::Range<u64>, delete: bool| {
-        for number in numbers {
-            let mut txn = writer.begin();
-            match delete {
-                true => drop(txn.delete(&key(number)).unwrap()),
-                false => drop(txn.put(key(number), "v".into(), 0).unwrap()),
-            }
-            txn.finish();
-        }
-        writer.commit(LogId { term: 1, index }).unwrap();
-        writer.publish();
-    };
-    change(&mut writer, 1, 0..20_000, false);
-    let all = KeyRange::prefix(b"k");
-    let questions = |range: &KeyRange, revision: i64| {
-        let mut asked = 0;
-        let mut goes_on = || {
-            asked += 1;
-            true
-        };
-        let count = keyspace.read(revision).unwrap().count_while(range, &mut goes_on).unwrap();
-        (count.unwrap(), asked)
-    };
-    let before = keyspace.current_revision();
-    assert_eq!(questions(&all, 0), (20_000, 19), "the first time all keys are read, with a question every 1024");
-    assert_eq!(questions(&all, 0), (20_000, 0));
-    let part = KeyRange { start: key(7), end: RangeEnd::Before(key(19_993)) };
-    assert_eq!(questions(&part, 0), (19_986, 0));
-
-    change(&mut writer, 2, 5_000..6_000, true);
-    change(&mut writer, 3, 30_000..30_010, false);
-    change(&mut writer, 4, 0..10, false);
-    assert_eq!(questions(&all, 0), (19_010, 0), "deleted and created ones, not changed ones");
-    assert_eq!(questions(&all, before), (20_000, 0), "an older revision, from the newer counts");
-
-    // A stretch that grows too much is forgotten and read anew.
-    change(&mut writer, 5, 30_010..40_000, false);
-    let (count, asked) = questions(&all, 0);
-    assert_eq!(count, 29_000);
-    assert!((9..=11).contains(&asked), "{asked}: what has grown is read, the rest is not");
-    assert_eq!(questions(&all, 0), (29_000, 0));
-
-    let mut nobody = || false;
-    let long = KeyRange { start: key(100), end: RangeEnd::Open };
-    let (keyspace, _writer) = Keyspace::open(keyspace.backend().clone()).unwrap();
-    assert_eq!(keyspace.read(0).unwrap().count_while(&long, &mut nobody).unwrap(), None, "nobody wants to know");
-    assert_eq!(keyspace.read(0).unwrap().count(&all).unwrap(), 29_000, "nothing wrong was learned");
 }
 
 #[test]
