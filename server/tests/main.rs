@@ -11,6 +11,7 @@ mod leases;
 mod maintenance;
 mod member;
 mod members;
+mod pages;
 mod process;
 mod range_stream;
 mod replay;

@@ -118,6 +118,10 @@ pub trait Backend: Send + Sync + 'static {
     fn get_durable(&self, family: Family, key: &[u8], out: &mut Vec<u8>) -> Result<bool>;
     /// A cursor on the first (or, backward, last) item of `span`.
     fn iterate(&self, family: Family, span: Span<'_>, direction: Direction) -> Result<Box<dyn Cursor + '_>>;
+    /// The same for who passes over much that nobody will ask for soon: it is not kept in memory.
+    fn iterate_once(&self, family: Family, span: Span<'_>, direction: Direction) -> Result<Box<dyn Cursor + '_>> {
+        self.iterate(family, span, direction)
+    }
     /// All families at one moment.
     fn view(&self) -> Box<dyn View + '_>;
     /// Applies all of `batch` or nothing, over all families, and empties it either way, so that a large one need not be

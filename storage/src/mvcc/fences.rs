@@ -46,7 +46,7 @@ const FENCES_MAX: i64 = 1 << 16;
 
 /// Newest changes that stay apart from the table while keys come and go: who counts at a revision of a moment ago then
 /// need not take anything back.
-const PENDING_KEPT: usize = 1 << 12;
+const PENDING_KEPT: usize = 1 << 11;
 
 /// Changes that a count looks through at most before it brings the table along itself.
 const PENDING_MAX: usize = 1 << 16;
@@ -199,7 +199,7 @@ impl Fences {
     /// a table of few keys.
     pub fn open(&self, shared: &Shared, current: i64) -> Result<()> {
         self.feed.begin(current);
-        let source = Source { shared, overlay: None };
+        let source = Source::passing(shared);
         let mut tending = self.tending.lock();
         let (table, stored) = stored(&source, current, self.distance(0) as i64)?;
         (tending.stored, tending.has_grown) = (stored, true);
@@ -260,7 +260,7 @@ impl Fences {
 
     /// Brings the fences along, as far as reading `reads_max` keys goes. Whether there is more to do.
     pub fn tend(&self, shared: &Shared, reads_max: usize) -> Result<bool> {
-        let source = Source { shared, overlay: None };
+        let source = Source::passing(shared);
         let Some(mut tending) = self.tending.try_lock() else { return Ok(false) };
         if self.state.lock().table.is_none() {
             return self.make(&source, &mut tending, reads_max);
@@ -280,7 +280,7 @@ impl Fences {
         if self.state.lock().table.is_none() {
             return Ok(());
         }
-        self.close_gap(&Source { shared, overlay: None })?;
+        self.close_gap(&Source::passing(shared))?;
         self.merge(&mut tending, 0);
         let mut state = self.state.lock();
         state.settle(&self.feed, shared.current_revision.load(Ordering::Acquire));
@@ -612,7 +612,7 @@ fn changes(
     }
     let [start, end] = [from + 1, to + 1].map(|main| layout::revision_key(Revision::first_of(main)));
     let span = Span { start: &start, end: Some(&end) };
-    let mut cursor = source.shared.backend.iterate(Family::Log, span, Direction::Forward)?;
+    let mut cursor = source.shared.backend.iterate_once(Family::Log, span, Direction::Forward)?;
     for _ in 0..=changes_max {
         let Some((key, record)) = cursor.item() else {
             return Ok(source.shared.check_floor(from).is_ok());

@@ -73,7 +73,7 @@ impl Keyspace {
         let (newest, sum) = stored(&shared)?.ok_or_else(|| StorageError::Invariant {
             what: "the hash of the keyspace is missing, although it was there at the start".into(),
         })?;
-        let mut unwind = Unwind::new(Source { shared: &shared, overlay: None }, revision, sum);
+        let mut unwind = Unwind::new(Source::passing(&shared), revision, sum);
         if !unwind.run(newest, give_up)? {
             return Ok(None);
         }
@@ -125,7 +125,7 @@ pub fn of_records(
 ) -> std::result::Result<Option<KeyspaceHash>, ReadError> {
     let shared = keyspace.shared();
     let (revision, compact_revision) = hashable(&shared, revision)?;
-    let source = Source { shared: &shared, overlay: None };
+    let source = Source::passing(&shared);
     let Some(sum) = of_state(&source, revision, give_up)? else { return Ok(None) };
     shared.check_floor(revision)?;
     Ok(Some(KeyspaceHash { revision, compact_revision, sum }))
@@ -154,7 +154,7 @@ pub(super) fn open(shared: &Shared, current_revision: i64) -> Result<u128> {
     {
         return Ok(sum);
     }
-    let source = Source { shared, overlay: None };
+    let source = Source::passing(shared);
     let sum = of_state(&source, current_revision, &|| false).map_err(|error| match error {
         ReadError::Storage(error) => error,
         other => StorageError::Invariant { what: format!("the newest revision cannot be read: {other}") },

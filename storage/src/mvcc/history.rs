@@ -70,7 +70,7 @@ pub(super) fn scan(
     }
     let [start, end] = [from, to + 1].map(|main| layout::revision_key(Revision::first_of(main)));
     let span = Span { start: &start, end: Some(&end) };
-    let reader = Reader { source: Source { shared, overlay: None }, compact, with_prev };
+    let reader = Reader { source: Source::new(shared, None), compact, with_prev };
     let mut cursor = shared.backend.iterate(Family::Log, span, Direction::Forward)?;
     let mut expected = Revision::first_of(from);
     let mut bytes = 0;

@@ -117,7 +117,7 @@ impl ReadTxn {
     }
 
     fn source(&self) -> Source<'_> {
-        Source { shared: &self.shared, overlay: None }
+        Source::new(&self.shared, None)
     }
 }
 

@@ -19,9 +19,21 @@ pub(super) type Visit<'a, E> = dyn FnMut(&[u8], &[u8]) -> std::result::Result<Co
 pub(super) struct Source<'a> {
     pub shared: &'a Shared,
     pub overlay: Option<&'a Overlay>,
+    /// What it reads is worth keeping in memory for others.
+    pub is_worth_keeping: bool,
 }
 
 impl<'a> Source<'a> {
+    /// For who reads what somebody asks for.
+    pub fn new(shared: &'a Shared, overlay: Option<&'a Overlay>) -> Self {
+        Self { shared, overlay, is_worth_keeping: true }
+    }
+
+    /// For upkeep, which passes over much and comes back to nothing.
+    pub fn passing(shared: &'a Shared) -> Self {
+        Self { shared, overlay: None, is_worth_keeping: false }
+    }
+
     /// The newest record of `key` that this source knows.
     pub fn newest(&self, key: &[u8], out: &mut Vec<u8>) -> Result<bool> {
         if let Some(record) = self.overlay.and_then(|overlay| overlay.newest(key)) {
@@ -53,7 +65,10 @@ impl<'a> Source<'a> {
         if direction == Direction::Backward {
             own.reverse();
         }
-        let cursor = self.shared.backend.iterate(Family::Cur, span, direction)?;
+        let cursor = match self.is_worth_keeping {
+            true => self.shared.backend.iterate(Family::Cur, span, direction)?,
+            false => self.shared.backend.iterate_once(Family::Cur, span, direction)?,
+        };
         merge(cursor, &own, direction, visit)
     }
 

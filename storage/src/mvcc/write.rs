@@ -403,7 +403,7 @@ impl WriteTxn<'_> {
     }
 
     fn source(&self) -> Source<'_> {
-        Source { shared: &self.writer.shared, overlay: Some(&self.writer.overlay) }
+        Source::new(&self.writer.shared, Some(&self.writer.overlay))
     }
 
     /// Deletes `key`, which is in that state.
