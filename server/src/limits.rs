@@ -79,6 +79,9 @@ pub const HTTP1_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 pub const HTTP1_HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Connections of one net thread that have not shown yet what they speak; for one more the oldest is closed.
 pub const NEWCOMERS_MAX: usize = 1024;
+/// What is read, and how long, from a member whose certificate was refused, so that it hears why.
+pub const REFUSED_BYTES_READ_MAX: u64 = 64 << 10;
+pub const REFUSED_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a TLS handshake may take, as in etcd.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Steps of TLS handshakes in one turn of a net thread. A step may cost a millisecond, for which others wait.

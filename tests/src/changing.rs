@@ -25,6 +25,18 @@ const POLL: Duration = Duration::from_millis(20);
 /// Last bytes of a log that are shown when a test fails.
 const LOG_TAIL_BYTES: usize = 2500;
 
+/// Waits for something that takes its time.
+///
+/// # Panics
+/// When it does not happen within a minute.
+pub fn eventually(what: &str, mut check: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !check() {
+        assert!(started.elapsed() < PATIENCE, "{what} did not happen");
+        thread::sleep(POLL);
+    }
+}
+
 /// A cluster under test. Its members are numbered in the order of their creation; those that were removed keep their number.
 pub struct Cluster {
     program: Program,
@@ -298,6 +310,25 @@ impl Cluster {
         let answer = self.ctl(ctl, members, &format!("{line} -w json"));
         assert_eq!(answer.code, Some(0), "etcdctl {line}: {}", answer.stderr);
         serde_json::from_str(&answer.stdout).unwrap_or_else(|e| panic!("etcdctl {line}: {e}: {}", answer.stdout))
+    }
+
+    /// Runs a change of members, again while the cluster says that its members have not been up for long enough.
+    ///
+    /// # Panics
+    /// When it is refused for another reason, or for too long.
+    pub fn change(&self, ctl: &Etcdctl, asked: &[usize], line: &str) {
+        let may_pass =
+            ["unhealthy cluster", "leader changed", "in sync with leader", "timed out", "not enough started"];
+        let started = Instant::now();
+        loop {
+            let answer = self.ctl(ctl, asked, line);
+            if answer.code == Some(0) {
+                return;
+            }
+            assert!(may_pass.iter().any(|text| answer.stderr.contains(text)), "{line}: {}", answer.stderr);
+            assert!(started.elapsed() < PATIENCE, "{line}: {}", answer.stderr);
+            thread::sleep(POLL);
+        }
     }
 
     /// Status of each of these members, as `endpoint status` shows them; those that do not answer are left out.

@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::{Duration, SystemTime},
 };
 
 use rcgen::{
@@ -71,6 +72,14 @@ impl Authority {
         self.issue_with(file, name, |parameters| {
             parameters.not_before = date_time_ymd(2020, 1, 1);
             parameters.not_after = date_time_ymd(2021, 1, 1);
+        });
+    }
+
+    /// Issues a certificate that expires at that time, in whole seconds.
+    pub fn issue_until(&self, file: &str, name: &str, end: SystemTime) {
+        let since_epoch = end.duration_since(SystemTime::UNIX_EPOCH).expect("later than 1970");
+        self.issue_with(file, name, |parameters| {
+            parameters.not_after = date_time_ymd(1970, 1, 1) + Duration::from_secs(since_epoch.as_secs());
         });
     }
 

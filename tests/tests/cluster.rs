@@ -15,7 +15,7 @@ use bytes::Bytes;
 use daymark_api::etcdserverpb as pb;
 use daymark_client::{Client, Config};
 use daymark_tests::{
-    changing::Cluster,
+    changing::{Cluster, eventually},
     ctl::Etcdctl,
     etcd, ports,
     process::{Program, http_get},
@@ -47,15 +47,6 @@ fn members(list: &Value) -> Vec<(u64, String, String, String, bool)> {
         )
     };
     list["members"].as_array().expect("members").iter().map(member).collect()
-}
-
-/// Waits for something that takes its time.
-fn eventually(what: &str, mut check: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !check() {
-        assert!(started.elapsed() < PATIENCE, "{what} did not happen");
-        thread::sleep(POLL);
-    }
 }
 
 /// Writes with one client through all endpoints that it is told of, until it is stopped.
@@ -287,7 +278,7 @@ fn a_member_comes_back_at_another_address() {
     let id = cluster.member_id(&ctl, 2);
     cluster.terminate(2);
     let url = cluster.move_peer(2);
-    change(&cluster, &ctl, &[0, 1], &format!("member update {id:x} --peer-urls={url}"));
+    cluster.change(&ctl, &[0, 1], &format!("member update {id:x} --peer-urls={url}"));
     assert_eq!(cluster.ctl(&ctl, &[0, 1], "put k v").code, Some(0));
     cluster.restart(2);
     assert_eq!(cluster.ctl(&ctl, &[2], "get k --print-value-only").stdout.trim(), "v");
@@ -382,7 +373,7 @@ fn one_member_goes_on_alone_when_all_others_are_lost() {
     cluster.wipe(1);
     cluster.found_anew(1, &cluster.initial_cluster(&[0, 1]), "existing");
     let url = cluster.peer_url(1);
-    change(&cluster, &ctl, &[0], &format!("member add m1 --peer-urls={url}"));
+    cluster.change(&ctl, &[0], &format!("member add m1 --peer-urls={url}"));
     cluster.restart(1);
     assert_eq!(cluster.ctl(&ctl, &[1], "get k --print-value-only").stdout.trim(), "w");
     assert_same_hash(&cluster, &ctl, &[0, 1]);
@@ -418,7 +409,7 @@ fn a_cluster_grows_and_shrinks_under_load() {
         present.retain(|number| *number != gone);
         load.use_endpoints(present.iter().map(|number| cluster.endpoint(*number)).collect());
         let others = present.clone();
-        change(&cluster, &ctl, &others, &format!("member remove {id:x}"));
+        cluster.change(&ctl, &others, &format!("member remove {id:x}"));
         let ended = cluster.wait_end(gone);
         assert!(!ended.success(), "{ended:?}");
         assert!(cluster.log(gone).contains("removed from the cluster"), "its last words say why");
@@ -434,28 +425,12 @@ fn a_cluster_grows_and_shrinks_under_load() {
     assert!(refused.stderr.contains("removed from the cluster"), "{}", refused.stderr);
 }
 
-/// Runs a change of members, again while the cluster says that its members have not been up for long enough.
-fn change(cluster: &Cluster, ctl: &Etcdctl, asked: &[usize], line: &str) {
-    let started = Instant::now();
-    loop {
-        let answer = cluster.ctl(ctl, asked, line);
-        if answer.code == Some(0) {
-            return;
-        }
-        let may_pass =
-            ["unhealthy cluster", "leader changed", "in sync with leader", "timed out", "not enough started"];
-        assert!(may_pass.iter().any(|text| answer.stderr.contains(text)), "{line}: {}", answer.stderr);
-        assert!(started.elapsed() < PATIENCE, "{line}: {}", answer.stderr);
-        thread::sleep(POLL);
-    }
-}
-
 /// Adds a member, which is not started yet.
 fn add(cluster: &mut Cluster, ctl: &Etcdctl, present: &[usize], as_learner: bool) -> usize {
     let number = cluster.prepare_joiner(present);
     let (name, url) = (cluster.name(number).to_owned(), cluster.peer_url(number));
     let learner = if as_learner { " --learner" } else { "" };
-    change(cluster, ctl, present, &format!("member add {name} --peer-urls={url}{learner}"));
+    cluster.change(ctl, present, &format!("member add {name} --peer-urls={url}{learner}"));
     let list = members(&cluster.ctl_json(ctl, present, "member list"));
     let added = list.iter().find(|(_, _, peers, _, _)| *peers == url).expect("it is in the list");
     assert_eq!((added.1.as_str(), added.4), ("", as_learner), "it has not started");
@@ -466,7 +441,7 @@ fn promote(cluster: &Cluster, ctl: &Etcdctl, present: &[usize], number: usize) {
     let url = cluster.peer_url(number);
     let list = members(&cluster.ctl_json(ctl, present, "member list"));
     let (id, ..) = list.iter().find(|(_, _, peers, _, _)| *peers == url).expect("it is in the list");
-    change(cluster, ctl, present, &format!("member promote {id:x}"));
+    cluster.change(ctl, present, &format!("member promote {id:x}"));
 }
 
 /// The same commands to three members of each: what is allowed and refused, and how.
@@ -665,8 +640,8 @@ fn whoever_does_not_belong_to_the_cluster_is_refused_and_the_cluster_goes_on() {
     let list = members(&cluster.ctl_json(&ctl, &rest, "member list"));
     let url = cluster.peer_url(2);
     let (old, ..) = list.iter().find(|(_, _, peers, _, _)| *peers == url).expect("it is in the list");
-    change(&cluster, &ctl, &rest, &format!("member remove {old:x}"));
-    change(&cluster, &ctl, &rest, &format!("member add m2 --peer-urls={url}"));
+    cluster.change(&ctl, &rest, &format!("member remove {old:x}"));
+    cluster.change(&ctl, &rest, &format!("member add m2 --peer-urls={url}"));
     cluster.restart(2);
     assert_ne!(cluster.member_id(&ctl, 2), *old, "ids are not used again");
     goes_on(&cluster, "a replaced member");

@@ -7,29 +7,19 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use daymark_client::{Client, Config};
 use daymark_tests::{
-    changing::Cluster,
+    changing::{Cluster, eventually},
     ctl::Etcdctl,
     etcd,
     process::{Program, Server},
     wire::runtime,
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
-
 fn etcdctl(test: &str) -> Option<Etcdctl> {
     etcd::etcdctls(test).pop()
-}
-
-fn eventually(what: &str, mut check: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !check() {
-        assert!(started.elapsed() < PATIENCE, "{what} did not happen");
-        thread::sleep(Duration::from_millis(50));
-    }
 }
 
 fn daymark(args: &[&str]) {

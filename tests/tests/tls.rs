@@ -15,7 +15,6 @@ use std::{
 
 use daymark_client::{Client, Config, config::Tls};
 use daymark_tests::{
-    changing::Cluster,
     ctl::{Answer, Etcdctl},
     etcd,
     pki::{self, Authority},
@@ -366,84 +365,6 @@ fn refusal(data: &Path, flags: &[String]) -> String {
     let ended = Server::prepare(&Program::daymark(), data, &flags).refuse(Duration::from_secs(10));
     assert!(!ended.status.success(), "{flags:?}: {ended:?}");
     ended.stderr
-}
-
-/// Flags of a member of a cluster that encrypts: its own certificate, and what it asks of the others.
-fn among_members(authority: &Authority, file: &str) -> Vec<String> {
-    let pairs = [
-        ("--peer-cert-file", format!("{file}.pem")),
-        ("--peer-key-file", format!("{file}.key")),
-        ("--peer-trusted-ca-file", "ca.pem".into()),
-    ];
-    let given = pairs.into_iter().flat_map(|(flag, file)| [flag.to_owned(), authority.file(&file)]);
-    let rest = ["--peer-client-cert-auth", "--peer-cert-allowed-cn", "member"].map(str::to_owned);
-    given.chain(rest).collect()
-}
-
-fn eventually(what: &str, mut check: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !check() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "{what} did not happen");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-#[test]
-fn members_let_in_only_members_and_certificates_rotate_under_them() {
-    let Some(ctl) = etcdctl("members_let_in_only_members_and_certificates_rotate_under_them") else { return };
-    let (authority, other) = (Authority::new(), Authority::new());
-    authority.issue("one", "member");
-    authority.issue("two", "member");
-    authority.issue("client", "client");
-    other.issue("one", "member");
-    let good = among_members(&authority, "one");
-    let mut cluster = Cluster::start(&Program::daymark(), 3, &texts(&good));
-    assert_eq!(cluster.ctl(&ctl, &[0], "put before rotation").code, Some(0));
-
-    // Members without the right to be one: a certificate of another authority, another name, no certificate at all.
-    let strangers = [among_members(&other, "one"), among_members(&authority, "client")];
-    for (stranger, says) in strangers.iter().zip(["invalid peer certificate", "authentication failed"]) {
-        cluster.kill(2);
-        let logged = [0, 1].map(|number| cluster.log(number).len());
-        cluster.set_extra(&texts(stranger));
-        cluster.spawn(2);
-        eventually("it is refused, and the others say so", || {
-            [0, 1].iter().any(|number| {
-                let log = cluster.log(*number);
-                log[logged[*number]..].contains("rejected connection on peer endpoint") && log.contains(says)
-                    || log[logged[*number]..].contains("invalid peer certificate")
-            })
-        });
-        assert!(!cluster.is_healthy(2), "it does not take part");
-        assert_eq!(cluster.ctl(&ctl, &[0], "put meanwhile works").code, Some(0));
-    }
-
-    // Another certificate in the same files: a member that comes back uses it, the others look at it.
-    cluster.kill(2);
-    cluster.set_extra(&texts(&good));
-    for ending in ["key", "pem"] {
-        let fresh = std::fs::read(authority.path(&format!("two.{ending}"))).expect("issued above");
-        pki::replace(&authority.path(&format!("one.{ending}")), fresh);
-    }
-    cluster.restart(2);
-    assert_eq!(cluster.ctl(&ctl, &[2], "put after rotation").code, Some(0));
-    // All connections anew, with what is in the files now, on members that have run all the time.
-    cluster.kill(1);
-    assert_eq!(cluster.ctl(&ctl, &[0], "put without one").code, Some(0));
-    cluster.restart(1);
-    let there = cluster.ctl(&ctl, &[1], "get before");
-    assert!(there.stdout.contains("rotation"), "{}", there.stdout);
-    eventually("a running member notices the change", || {
-        cluster.log(0).contains("reloaded TLS certificates of members")
-    });
-}
-
-#[test]
-fn members_with_certificates_they_made_themselves_encrypt() {
-    let Some(ctl) = etcdctl("members_with_certificates_they_made_themselves_encrypt") else { return };
-    let cluster = Cluster::start(&Program::daymark(), 3, &["--peer-auto-tls"]);
-    assert_eq!(cluster.ctl(&ctl, &[1], "put auto tls").code, Some(0));
-    assert!(cluster.log(0).contains("serving peer traffic securely"));
 }
 
 /// What others than us check a server of HTTP/2 for, except the number of streams (5.1.2): there the tool takes it for

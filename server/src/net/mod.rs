@@ -23,6 +23,7 @@ mod io;
 mod lean;
 mod newcomers;
 mod peer_tls;
+mod peer_trust;
 pub mod peers;
 mod pings;
 mod reflection;

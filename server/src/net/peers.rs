@@ -17,6 +17,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::accept::{Accepted, AcceptedSocket, Bound, BoundSocket, Role, Security, SocketFile};
 use super::peer_tls::PeerTls;
+use super::peer_trust::{Explained, explain};
 use crate::config::values::{self, Url};
 use crate::limits;
 
@@ -81,9 +82,9 @@ pub async fn dial_url(url: &str, tls: Option<&PeerTls>) -> io::Result<PeerStream
     let name = ServerName::try_from(host).map_err(io::Error::other)?;
     let connector = TlsConnector::from(tls.fresh().await.client);
     let handshake = tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, connector.connect(name, stream));
-    let secure =
-        handshake.await.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "TLS handshake took too long"))??;
-    Ok(Box::new(secure))
+    let late = || io::Error::new(io::ErrorKind::TimedOut, "TLS handshake took too long");
+    let secure = handshake.await.map_err(|_| late())?.map_err(explain)?;
+    Ok(Box::new(Explained(secure)))
 }
 
 async fn connect(url: &Url) -> io::Result<PeerStream> {
@@ -234,17 +235,37 @@ impl PeerDoor {
     {
         let tls = self.tls.as_ref().ok_or_else(|| io::Error::other("no certificate for members has been read"))?;
         let acceptor = TlsAcceptor::from(tls.fresh().await.server);
-        let handshake = tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, acceptor.accept(stream));
+        let accepting = acceptor.accept(stream).into_fallible();
+        let handshake = tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, accepting);
         let late = || io::Error::new(io::ErrorKind::TimedOut, "TLS handshake took too long");
-        let stream = handshake.await.map_err(|_| late())??;
+        let stream = match handshake.await.map_err(|_| late())? {
+            Ok(stream) => stream,
+            Err((error, refused)) => {
+                hang_up(refused).await;
+                return Err(explain(error));
+            }
+        };
         if let Some(remote) = remote
             && let Some(certificate) = stream.get_ref().1.peer_certificates().and_then(|shown| shown.first())
         {
             let checking = tokio::time::timeout(limits::HANDSHAKE_TIMEOUT, tls.check_origin(certificate, remote.ip()));
             checking.await.map_err(|_| late())??;
         }
-        Ok(Box::new(stream))
+        Ok(Box::new(Explained(stream)))
     }
+}
+
+/// Ends a connection so that the other end reads the alert that says why: a reset for what it has sent since would
+/// overtake it.
+async fn hang_up(mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let ending = async {
+        stream.shutdown().await?;
+        let mut rest = stream.take(limits::REFUSED_BYTES_READ_MAX);
+        tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
+    };
+    // Whoever does not listen need not hear it.
+    let _ = tokio::time::timeout(limits::REFUSED_TIMEOUT, ending).await;
 }
 
 /// The first four bytes, left where they are.
