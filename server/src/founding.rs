@@ -8,13 +8,14 @@ use std::fmt;
 use daymark_api::etcdserverpb as pb;
 use daymark_raft::{Bootstrap, MemberInfo};
 use daymark_storage::disk::Disk;
+use daymark_storage::snapshot;
 use daymark_storage::wal::{Identity, Recovered, Wal};
 use sha1::{Digest, Sha1};
 
 use crate::config::Config;
 use crate::config::values::Url;
 use crate::peers::Introduction;
-use crate::server::StartError;
+use crate::start_error::{REPLACE, StartError};
 
 /// What a member begins with.
 #[derive(Debug)]
@@ -40,6 +41,7 @@ pub fn found(
     if let Some(found) = Wal::identity_on_disk(disk, wal_dir)? {
         return Ok(founded(config, &founders, found));
     }
+    refuse_without_log(config, disk, wal_dir)?;
     let me = check_founders(config, &founders)?;
     let others = others(config);
     if config.cluster_is_new {
@@ -54,6 +56,19 @@ pub fn found(
         };
     }
     join(config, &founders, me, &others, ask)
+}
+
+/// The log is made before the state: where there is a state, a log was lost, and with it votes and entries that this member
+/// has acknowledged.
+fn refuse_without_log(config: &Config, disk: &dyn Disk, wal_dir: &std::path::Path) -> Result<(), StartError> {
+    let member = config.data_dir.join("member");
+    if !snapshot::exists(disk, &member)? {
+        return Ok(());
+    }
+    Err(StartError::new(
+        format!("the log is missing: there is none in {}, but a state in {}", wal_dir.display(), member.display()),
+        format!("give the log back if it is elsewhere (--wal-dir, a file system that is not mounted); else {REPLACE}"),
+    ))
 }
 
 /// How raft begins: as what is in the log says.

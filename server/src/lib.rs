@@ -46,6 +46,7 @@ pub mod watch;
 pub mod net;
 #[allow(clippy::disallowed_methods, reason = "it starts and stops everything")]
 pub mod server;
+pub mod start_error;
 
 pub mod echo;
 

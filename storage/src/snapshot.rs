@@ -206,6 +206,11 @@ pub fn recover(disk: &dyn Disk, member: &Path) -> Result<StatePlace> {
     Ok(StatePlace { dir, installed })
 }
 
+/// Whether there is a state in the directory `member`, of any generation.
+pub fn exists(disk: &dyn Disk, member: &Path) -> Result<bool> {
+    Ok(disk.exists(member)? && !sort_names(disk.list(member)?).0.is_empty())
+}
+
 fn installed_manifest(disk: &dyn Disk, dir: &Path) -> Result<Manifest> {
     let missing = || StorageError::corrupt(&dir.join(MANIFEST_FILE), 0, format!("it is missing; {REMEDY}"));
     Manifest::read(disk, dir)?.ok_or_else(missing)

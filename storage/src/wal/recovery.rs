@@ -75,9 +75,7 @@ pub fn recover(disk: &dyn Disk, options: &WalOptions) -> Result<Option<Found>> {
     let dir = &options.dir;
     let names = Names::read(disk, dir)?;
     if !names.superblock {
-        let Some(first) = names.segments.first() else { return no_superblock(dir, &names) };
-        let what = format!("the superblock is missing, but segments exist ({})", segment::file_name(*first));
-        return Err(corrupt(&dir.join(SUPERBLOCK_FILE), 0, what));
+        return no_superblock(dir, &names).map(|()| None);
     }
     let (superblock_file, superblock) = SuperblockFile::load(disk, dir, OpenMode::Write)?;
     check_identity(dir, superblock.identity, options.identity)?;
@@ -100,14 +98,11 @@ pub fn recover(disk: &dyn Disk, options: &WalOptions) -> Result<Option<Found>> {
 }
 
 /// Without a superblock there may be nothing but what the very first open leaves when it is interrupted.
-fn no_superblock(dir: &Path, names: &Names) -> Result<Option<Found>> {
-    match names.spares.first() {
-        Some(spare) => {
-            let what = format!("the superblock is missing, but log files exist ({spare})");
-            Err(corrupt(&dir.join(SUPERBLOCK_FILE), 0, what))
-        }
-        None => Ok(None),
-    }
+fn no_superblock(dir: &Path, names: &Names) -> Result<()> {
+    let segment = names.segments.first().map(|first| segment::file_name(*first));
+    let Some(left) = segment.or_else(|| names.spares.first().cloned()) else { return Ok(()) };
+    let what = format!("the superblock is missing, but log files exist ({left})");
+    Err(corrupt(&dir.join(SUPERBLOCK_FILE), 0, what))
 }
 
 fn check_identity(dir: &Path, found: Identity, wanted: Identity) -> Result<()> {
@@ -358,8 +353,11 @@ impl Found {
 /// The identity in the superblock of `dir`. `None` if there is no log yet.
 pub fn identity_on_disk(disk: &dyn Disk, dir: &Path) -> Result<Option<Identity>> {
     let path: PathBuf = dir.join(SUPERBLOCK_FILE);
-    if !disk.exists(&path)? {
-        return Ok(None);
+    if disk.exists(&path)? {
+        return Ok(Some(SuperblockFile::load(disk, dir, OpenMode::Read)?.1.identity));
     }
-    Ok(Some(SuperblockFile::load(disk, dir, OpenMode::Read)?.1.identity))
+    if disk.exists(dir)? {
+        no_superblock(dir, &Names::read(disk, dir)?)?;
+    }
+    Ok(None)
 }
