@@ -19,12 +19,12 @@ use std::time::{Duration, Instant};
 
 use daymark_api::etcdserverpb as pb;
 use daymark_raft::{AppliedProgress, Handle, PeerOptions, RaftOptions};
+use daymark_storage::LogId;
 use daymark_storage::backend::rocks::{RocksBackend, RocksOptions};
 use daymark_storage::disk::{DirLock, Disk, RealDisk};
 use daymark_storage::mvcc::Keyspace;
 use daymark_storage::snapshot::{self, SnapshotStore};
 use daymark_storage::wal::{self, Identity, Recovered, Wal, WalOptions, WalStats};
-use daymark_storage::{LogId, StorageError};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
@@ -42,9 +42,9 @@ use crate::founding::{self, Founding};
 use crate::limits::{self, MemorySplit};
 use crate::mailbox::Mailbox;
 use crate::metrics::{HistogramSample, Metrics, Sample};
-use crate::net::accept::{self, BindError, Bound, Role};
+use crate::net::accept::{self, Bound, Role};
 use crate::net::peers::{Addresses, PeerDialer, PeerDoor, Strangers};
-use crate::net::tls::{Tls, TlsError};
+use crate::net::tls::Tls;
 use crate::net::{Condition, FrontDoor, NetOptions, NetThreads, PeerTls, RaftCondition};
 use crate::peers;
 use crate::peers::serve::Question;
@@ -59,58 +59,13 @@ use crate::services::reconfigure::Reconfigure;
 use crate::services::snapshot::Snapshots;
 use crate::services::watch::Permission;
 use crate::services::{self, Door, Member, Settings};
+use crate::start_error::{REPLACE, StartError};
 use crate::state::members::MEMBERSHIP;
 use crate::views::Views;
 use crate::watch::{Engine, Options as WatchOptions};
 
 /// What ends the member when it must not go on: called with the facts, at most once a cause, from any thread.
 pub type OnFatal = Arc<dyn Fn(&str) + Send + Sync>;
-
-/// Why a member did not start: cause and remedy, a sentence each.
-#[derive(Debug)]
-pub struct StartError {
-    pub cause: String,
-    pub remedy: String,
-}
-
-impl StartError {
-    pub(crate) fn new(cause: impl fmt::Display, remedy: impl fmt::Display) -> Self {
-        Self { cause: cause.to_string(), remedy: remedy.to_string() }
-    }
-}
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; {}", self.cause, self.remedy)
-    }
-}
-
-impl std::error::Error for StartError {}
-
-impl From<BindError> for StartError {
-    fn from(error: BindError) -> Self {
-        Self::new(&error, error.remedy())
-    }
-}
-
-impl From<TlsError> for StartError {
-    fn from(error: TlsError) -> Self {
-        Self::new(error.cause, error.remedy)
-    }
-}
-
-impl From<StorageError> for StartError {
-    fn from(error: StorageError) -> Self {
-        let remedy = match &error {
-            StorageError::InUse { .. } => "stop the other process or choose another --data-dir",
-            StorageError::Full { .. } => "free space on the file system",
-            StorageError::Io { .. } => "make the directory readable and writable for this user",
-            StorageError::Format { .. } => "choose another --data-dir or the version that wrote this one",
-            _ => "nothing is repaired by guessing: restore the member from a peer or a snapshot",
-        };
-        Self::new(error, remedy)
-    }
-}
 
 /// One running member.
 pub struct Server {
@@ -172,8 +127,7 @@ impl Server {
             },
             snapshots: Some(state_snapshots(config, &disk, cluster_id, &storage.keyspace)),
         };
-        let raft = daymark_raft::start(options, Box::new(queue), fatal(&on_fatal, "raft"))
-            .map_err(|error| StartError::new(error, "choose a data directory that belongs to this member"))?;
+        let raft = daymark_raft::start(options, Box::new(queue), fatal(&on_fatal, "raft"))?;
         // After a crash the state may be older than the log: without the others nobody could tell what of it is committed.
         views.know_before(founding::known_at_start(known, raft.members()));
         let strangers = Strangers::default();
@@ -430,7 +384,7 @@ fn check_belong_together(
     let end = end.map_or("empty".to_owned(), |end: LogId| format!("at {end}"));
     Err(StartError::new(
         format!("the state holds entry {applied} but the log ends before it ({end})"),
-        "log and state do not belong together: restore the data directory as a whole",
+        format!("log and state do not belong together: restore the data directory as a whole; else {REPLACE}"),
     ))
 }
 
@@ -722,7 +676,7 @@ impl Front {
             if self.door.has_leader() {
                 led = Instant::now();
             } else if led.elapsed() >= 3 * election {
-                self.engine.borrow_mut().cut_leaderless();
+                self.door.end_leaderless();
             }
         }
     }

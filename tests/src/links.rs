@@ -69,7 +69,7 @@ impl Links {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Tells which member has which id. Connections of ids that nobody has told are passed on.
+    /// Tells which member has which id. Connections of ids that nobody has told yet are passed on.
     pub fn know(&self, id: u64, member: usize) {
         self.shared.ids.lock().expect("no holder panics").insert(id, member);
     }
@@ -119,8 +119,8 @@ impl Links {
     async fn pass(self, mut dialled: TcpStream, to: usize, port: u16) {
         let mut first = Vec::new();
         let seen = timeout(FIRST_BYTES_TIMEOUT, self.identify(&mut dialled, &mut first)).await;
-        let from = seen.unwrap_or_default();
-        if !self.wait_open(from, Some(to)).await {
+        let (from, to) = (End::Id(seen.unwrap_or_default()), End::Place(to));
+        if !self.wait_open(from, to).await {
             return;
         }
         let Ok(mut target) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await else { return };
@@ -130,35 +130,30 @@ impl Links {
         }
         let ((theirs, to_them), (ours, to_us)) = (tokio::io::split(dialled), tokio::io::split(target));
         tokio::select! {
-            () = self.pump(theirs, to_us, from, Some(to)) => {}
-            () = self.pump(ours, to_them, Some(to), from) => {}
+            () = self.pump(theirs, to_us, from, to) => {}
+            () = self.pump(ours, to_them, to, from) => {}
         }
     }
 
     /// Reads until it is clear who dialled.
-    async fn identify(&self, dialled: &mut TcpStream, first: &mut Vec<u8>) -> Option<usize> {
+    async fn identify(&self, dialled: &mut TcpStream, first: &mut Vec<u8>) -> Option<u64> {
         while first.len() < FIRST_BYTES_MAX {
             if dialled.read_buf(first).await.ok()? == 0 {
                 return None;
             }
             if let Some(id) = sender(first) {
-                return self.shared.ids.lock().expect("no holder panics").get(&id).copied();
+                return Some(id);
             }
         }
         None
     }
 
-    async fn pump(
-        &self,
-        mut from: ReadHalf<TcpStream>,
-        mut to: WriteHalf<TcpStream>,
-        sender: Option<usize>,
-        receiver: Option<usize>,
-    ) {
+    async fn pump(&self, mut from: ReadHalf<TcpStream>, mut to: WriteHalf<TcpStream>, sender: End, receiver: End) {
         let mut chunk = vec![0; CHUNK_BYTES];
         let mut cuts = self.shared.cuts.subscribe();
         loop {
-            let is_loud = |cuts: &HashMap<_, _>| way(sender, receiver).and_then(|w| cuts.get(&w)) == Some(&Cut::Loud);
+            let is_loud =
+                |cuts: &HashMap<_, _>| self.way(sender, receiver).and_then(|way| cuts.get(&way)) == Some(&Cut::Loud);
             let length = tokio::select! {
                 read = from.read(&mut chunk) => read.unwrap_or(0),
                 _ = cuts.wait_for(is_loud) => 0,
@@ -170,8 +165,8 @@ impl Links {
     }
 
     /// Waits while the direction is cut silently; whether it is open then, and not cut loudly.
-    async fn wait_open(&self, sender: Option<usize>, receiver: Option<usize>) -> bool {
-        let Some(way) = way(sender, receiver) else { return true };
+    async fn wait_open(&self, sender: End, receiver: End) -> bool {
+        let Some(way) = self.way(sender, receiver) else { return true };
         let mut cuts = self.shared.cuts.subscribe();
         if let Some(cut) = cuts.borrow().get(&way) {
             self.shared.held.fetch_add(1, Ordering::Relaxed);
@@ -182,10 +177,25 @@ impl Links {
         let open = cuts.wait_for(|cuts| cuts.get(&way) != Some(&Cut::Silent)).await;
         open.is_ok_and(|cuts| !cuts.contains_key(&way))
     }
+
+    fn way(&self, sender: End, receiver: End) -> Option<(usize, usize)> {
+        self.place(sender).zip(self.place(receiver))
+    }
+
+    fn place(&self, end: End) -> Option<usize> {
+        match end {
+            End::Place(place) => Some(place),
+            End::Id(id) => self.shared.ids.lock().expect("no holder panics").get(&id?).copied(),
+        }
+    }
 }
 
-fn way(sender: Option<usize>, receiver: Option<usize>) -> Option<(usize, usize)> {
-    sender.zip(receiver)
+/// One end of a connection: the member that it was relayed to, or whoever has dialled, whose place may become known while
+/// the connection stands.
+#[derive(Copy, Clone)]
+enum End {
+    Place(usize),
+    Id(Option<u64>),
 }
 
 /// Whose connection begins like this, as far as it can be told yet.
@@ -219,7 +229,6 @@ mod tests {
         let (target_port, relay_port) = (target.local_addr().unwrap().port(), crate::ports::free());
         tokio::spawn(echo(target));
         let links = Links::new();
-        links.know(0xab, 1);
         links.relay(relay_port, 0, target_port);
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, relay_port)).await.unwrap();
         let hello = b"GET / HTTP/1.1\r\nX-Server-From: ab\r\n\r\n";
@@ -227,6 +236,8 @@ mod tests {
         stream.write_all(hello).await.unwrap();
         stream.read_exact(&mut answer).await.unwrap();
         assert_eq!(answer, hello);
+        // Told late, and counts for connections that stand.
+        links.know(0xab, 1);
         // What the target answers is held.
         links.cut(0, 1, Cut::Silent);
         stream.write_all(b"later").await.unwrap();

@@ -100,7 +100,7 @@ impl Door {
             }
             Ok(())
         };
-        let end = served.await;
+        let end = if context.requires_leader { self.while_led(served).await } else { served.await };
         if let Err(Error::Internal(facts)) = &end {
             (self.member().on_fatal)(facts);
         }

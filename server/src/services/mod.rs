@@ -42,7 +42,7 @@ use daymark_raft::Handle;
 use daymark_storage::mvcc::Keyspace;
 use futures_util::FutureExt;
 use prost::Message;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
 use daymark_api::etcdserverpb as pb;
@@ -155,6 +155,8 @@ pub struct Door {
     waiting: queue::Waiting,
     /// Room for callers whose token nobody knows yet.
     token_waits: Semaphore,
+    /// Told when streams that want a leader are to end.
+    leaderless: Notify,
     /// Itself, for work that outlives the call that it belongs to.
     this: Weak<Self>,
 }
@@ -178,6 +180,7 @@ impl Door {
             engine: RefCell::default(),
             waiting: queue::Waiting::default(),
             token_waits: Semaphore::new(limits::TOKEN_WAITS_MAX),
+            leaderless: Notify::new(),
             this: this.clone(),
         })
     }
@@ -252,11 +255,30 @@ impl Door {
     /// Serves a call that is answered with a stream.
     pub async fn serve_stream(&self, context: Context, request: StreamRequest, sink: Sink) {
         self.lone_writer.on_call();
-        let end = self.answer_with_stream(context, request, &sink).await;
+        // As in etcd a snapshot is sent to its end: it is what the member has, whoever leads.
+        let is_cut = context.requires_leader && !matches!(request, StreamRequest::Snapshot(_));
+        let served = self.answer_with_stream(context, request, &sink);
+        let end = if is_cut { self.while_led(served).await } else { served.await };
         if let Err(Error::Internal(facts)) = &end {
             (self.member.on_fatal)(facts);
         }
         sink.finish(end);
+    }
+
+    /// Serves a stream that wants a leader until there has been none for a while.
+    pub async fn while_led(&self, serving: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+        tokio::select! {
+            served = serving => served,
+            () = self.leaderless.notified() => Err(Error::NoLeader),
+        }
+    }
+
+    /// Ends streams that want a leader: there has been none for a while.
+    pub fn end_leaderless(&self) {
+        self.leaderless.notify_waiters();
+        if let Some(engine) = &*self.engine.borrow() {
+            engine.borrow_mut().cut_leaderless();
+        }
     }
 
     async fn answer_with_stream(&self, context: Context, request: StreamRequest, sink: &Sink) -> Result<(), Error> {
