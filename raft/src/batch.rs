@@ -25,6 +25,9 @@ pub enum ProposeError {
     /// It waited too long.
     #[error("request timed out")]
     TimedOut,
+    /// The connection to the leader was lost after the batch had been sent there, and it was not applied soon after.
+    #[error("the connection to the leader was lost")]
+    ConnectionLost,
     /// A queue is full, or apply is too far behind.
     #[error("too many requests")]
     TooManyRequests,

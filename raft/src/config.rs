@@ -36,6 +36,9 @@ pub mod limits {
     pub const READ_WAITERS_MAX: usize = 65_536;
     /// How long a batch is held that somebody has refused because he does not lead.
     pub const REFUSAL_PAUSE: Duration = Duration::from_millis(10);
+    /// How long a batch still waits for its apply when the connection that it went to the leader on is lost: this part of an
+    /// election time-out.
+    pub const FORWARD_GRACE_SHARE: u32 = 8;
     /// Pause before a leader is asked for its read index again, unless leadership changes before.
     pub const READ_RETRY_PAUSE: Duration = Duration::from_millis(20);
     /// Appends to one follower that it has not answered. openraft takes 64 at a time on the other side.
@@ -152,8 +155,9 @@ pub(crate) fn openraft_config(cluster_id: u64, heartbeat: Duration, election: Du
         enable_pre_vote: Some(true),
         backoff: "100ms 200ms ..1s".to_string(),
         reset_backoff_on_transfer_leader: None,
-        // A member whose log went backwards has lost acknowledged entries: never silently accepted.
-        allow_log_reversion: Some(false),
+        // A member whose log went backwards has lost acknowledged entries. Else openraft would send it what it cannot take,
+        // again and again without a pause; it is told in the log by `Peer::note_lacking`.
+        allow_log_reversion: Some(true),
         // `save_committed` is not stored and apply is asynchronous, the two conditions under which a restored leader
         // could serve a state older than one it served before. An election costs a lone voter milliseconds.
         enable_leader_restore: Some(false),

@@ -71,11 +71,15 @@ pub enum StartError {
     #[error("{0}")]
     Open(String),
     /// The state has lost what the log no longer has.
-    #[error("the state ends at log id {} but the log begins behind {released}: restore the data directory as a whole", applied.map_or("none".to_string(), |id| id.to_string()))]
+    #[error("the state ends at log id {} but the log begins behind {released}", applied.map_or("none".to_string(), |id| id.to_string()))]
     StateBehindLog { applied: Option<LogId>, released: LogId },
     /// The log has lost what was applied, and perhaps more that was acknowledged after it.
-    #[error("the log ends at log id {} but the state has applied {applied}: restore the data directory as a whole", last.map_or("none".to_string(), |id| id.to_string()))]
+    #[error("the log ends at log id {} but the state has applied {applied}", last.map_or("none".to_string(), |id| id.to_string()))]
     LogBehindState { applied: LogId, last: Option<LogId> },
+    /// A vote is on disk before the first entry of its term: it is an older one that was put back, and the votes since are
+    /// forgotten.
+    #[error("the vote is of term {voted} but the log holds entries of term {}: the superblock is older than the log", last.term)]
+    VoteBehindLog { voted: u64, last: LogId },
     /// Asked to begin a cluster on a log that has one.
     #[error("the log already belongs to a running cluster: start it as restarted, or use an empty data directory")]
     NotNew,
@@ -430,6 +434,7 @@ impl Member {
     async fn open(&self, mut apply: Box<dyn Apply>) -> Result<DaymarkRaft, StartError> {
         let state = apply.applied().map_err(|error| StartError::Open(error.to_string()))?;
         check_state_meets_log(&self.wal, &state)?;
+        check_vote_meets_log(&self.wal)?;
         if let Bootstrap::Alone = self.bootstrap {
             alone::make(&self.wal, &state, self.shared.member_id).await.map_err(StartError::Open)?;
         }
@@ -467,6 +472,14 @@ fn check_state_meets_log(wal: &Wal, state: &Applied) -> Result<(), StartError> {
             Ok(())
         }
         (_, Some(applied)) if last < Some(applied) => Err(StartError::LogBehindState { applied, last }),
+        _ => Ok(()),
+    }
+}
+
+fn check_vote_meets_log(wal: &Wal) -> Result<(), StartError> {
+    let voted = wal.vote().map_or(0, |vote| vote.term);
+    match wal.last().max(wal.released()) {
+        Some(last) if last.term > voted => Err(StartError::VoteBehindLog { voted, last }),
         _ => Ok(()),
     }
 }

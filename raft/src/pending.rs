@@ -72,6 +72,8 @@ struct Slot {
     waiter: Box<dyn Waiter>,
     /// The term of the leader it was given to; 0 while it is held.
     sent_term: u64,
+    /// The connection that it went on; 0 if there was none.
+    sent_on: u64,
     /// What to give to another leader if this one has certainly not proposed it.
     batch: Option<SealedBatch>,
     count: u32,
@@ -110,7 +112,7 @@ impl Pending {
         let sealed = Proposal::seal(payload, BatchId { member_id: self.member_id, sequence });
         let batch = (!is_alone).then(|| sealed.clone());
         table.bytes += bytes;
-        table.slots.push_back(Some(Slot { waiter, sent_term, batch, count, bytes, deadline }));
+        table.slots.push_back(Some(Slot { waiter, sent_term, sent_on: 0, batch, count, bytes, deadline }));
         Some(sealed)
     }
 
@@ -127,11 +129,12 @@ impl Pending {
         Some(slot.waiter)
     }
 
-    /// The batch is about to be given to the leader of `term`; false if nobody waits for it any more.
-    pub(crate) fn mark_sent(&self, sequence: u64, term: u64) -> bool {
+    /// The batch is about to be given to the leader of `term`, on the connection with that number, 0 if that is this
+    /// member; false if nobody waits for it any more.
+    pub(crate) fn mark_sent(&self, sequence: u64, term: u64, connection: u64) -> bool {
         let mut table = self.table.lock();
         let slot = table.slot(sequence);
-        slot.map(|slot| slot.sent_term = term).is_some()
+        slot.map(|slot| (slot.sent_term, slot.sent_on) = (term, connection)).is_some()
     }
 
     /// Tells one batch why it has no result, if it still waits.
@@ -156,7 +159,18 @@ impl Pending {
 
     /// Tells those whose batch was given to a leader of a term before `term`.
     pub(crate) fn fail_sent_before(&self, term: u64, why: ProposeError) {
-        let slots = self.table.lock().remove_sent_before(term);
+        let slots = self.table.lock().remove_where(|slot| (1..term).contains(&slot.sent_term));
+        slots.into_iter().for_each(|slot| slot.waiter.fail(why));
+    }
+
+    /// Whether somebody waits for a batch that went on that connection.
+    pub(crate) fn has_sent_on(&self, connection: u64) -> bool {
+        self.table.lock().slots.iter().flatten().any(|slot| slot.sent_on == connection)
+    }
+
+    /// Tells those whose batch went on that connection.
+    pub(crate) fn fail_sent_on(&self, connection: u64, why: ProposeError) {
+        let slots = self.table.lock().remove_where(|slot| slot.sent_on == connection);
         slots.into_iter().for_each(|slot| slot.waiter.fail(why));
     }
 
@@ -218,14 +232,13 @@ impl Table {
     fn take_back(&mut self, sequence: u64) -> Option<SealedBatch> {
         let slot = self.slot(sequence)?;
         let batch = slot.batch.clone()?;
-        slot.sent_term = 0;
+        (slot.sent_term, slot.sent_on) = (0, 0);
         Some(batch)
     }
 
-    fn remove_sent_before(&mut self, term: u64) -> Vec<Slot> {
-        let is_before = |slot: &Option<Slot>| slot.as_ref().is_some_and(|slot| (1..term).contains(&slot.sent_term));
-        let removed: Vec<Slot> =
-            self.slots.iter_mut().filter(|slot| is_before(slot)).filter_map(Option::take).collect();
+    fn remove_where(&mut self, is_meant: impl Fn(&Slot) -> bool) -> Vec<Slot> {
+        let is_meant = |slot: &Option<Slot>| slot.as_ref().is_some_and(&is_meant);
+        let removed: Vec<Slot> = self.slots.iter_mut().filter(|slot| is_meant(slot)).filter_map(Option::take).collect();
         self.bytes -= removed.iter().map(|slot| slot.bytes).sum::<usize>();
         self.trim();
         removed
@@ -397,9 +410,24 @@ mod tests {
         let current = pending.admit(proposal(2, 1, &told), 4, true).unwrap().id();
         pending.fail_sent_before(4, ProposeError::LeaderChanged);
         assert_eq!(*told.lock(), [(1, ProposeError::LeaderChanged)]);
-        assert!(pending.mark_sent(held.sequence, 4) && !pending.mark_sent(held.sequence.wrapping_add(1), 4));
+        assert!(pending.mark_sent(held.sequence, 4, 0) && !pending.mark_sent(held.sequence.wrapping_add(1), 4, 0));
         assert!(pending.commit(current, 0).is_some() && pending.commit(held, 1).is_some());
         assert_eq!(pending.table.lock().bytes, 0);
+    }
+
+    #[test]
+    fn a_lost_connection_ends_what_went_on_it_and_nothing_else() {
+        let told = Told::default();
+        let pending = pending(&AppliedProgress::default());
+        let ids: Vec<BatchId> = (0..4).map(|n| pending.admit(proposal(n, 1, &told), 0, false).unwrap().id()).collect();
+        for (id, connection) in ids.iter().zip([7, 8, 7, 0]) {
+            assert!(pending.mark_sent(id.sequence, 3, connection));
+        }
+        pending.commit(ids[2], 1).unwrap();
+        assert!(pending.has_sent_on(7) && !pending.has_sent_on(9));
+        pending.fail_sent_on(7, ProposeError::ConnectionLost);
+        assert_eq!(*told.lock(), [(0, ProposeError::ConnectionLost)]);
+        assert!(!pending.has_sent_on(7) && pending.commit(ids[1], 2).is_some() && pending.commit(ids[3], 3).is_some());
     }
 
     #[test]

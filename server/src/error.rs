@@ -276,6 +276,7 @@ impl From<ProposeError> for Error {
             ProposeError::NoLeader => Self::NoLeader,
             ProposeError::LeaderChanged => Self::LeaderChanged,
             ProposeError::TimedOut => Self::TimedOut,
+            ProposeError::ConnectionLost => Self::TimedOutByConnection,
             ProposeError::TooManyRequests => Self::TooManyRequests,
             ProposeError::Stopped => Self::Stopped,
         }

@@ -32,6 +32,8 @@ pub(crate) type Appended = (u64, StreamAppendResult<TypeConfig>);
 /// See the file's head.
 pub(crate) struct Connection {
     // Fixed.
+    /// Tells it from all others of this member, ever.
+    pub(crate) number: u64,
     stats: Arc<PeerStats>,
     pending: Arc<Pending>,
 
@@ -56,8 +58,9 @@ struct Appends {
 pub(crate) struct Lost(pub(crate) String);
 
 impl Connection {
-    pub(crate) fn new(stats: Arc<PeerStats>, pending: Arc<Pending>) -> Arc<Self> {
+    pub(crate) fn new(number: u64, stats: Arc<PeerStats>, pending: Arc<Pending>) -> Arc<Self> {
         Arc::new(Self {
+            number,
             stats,
             pending,
             outbox: Outbox::default(),

@@ -66,7 +66,7 @@ pub(crate) async fn deliver(raft: DaymarkRaft, shared: Arc<Shared>, peers: Arc<P
         let (leader, term) = shared.wait_for_leader().await;
         if leader == shared.member_id {
             while let Some(batch) = shared.pending.held.pop() {
-                if shared.pending.mark_sent(batch.id().sequence, term)
+                if shared.pending.mark_sent(batch.id().sequence, term, 0)
                     && let Err(fatal) = driver::propose_sealed(&raft, &shared, batch).await
                 {
                     return fatal;
@@ -90,8 +90,13 @@ async fn send(shared: &Shared, connection: &Connection, leader: u64, term: u64) 
             return shared.pending.held.push_back_again(batch);
         }
         // One that has timed out meanwhile is not proposed behind its client's back.
-        if shared.pending.mark_sent(batch.id().sequence, term) {
-            connection.outbox.push(tag::PROPOSE, &[batch.payload()]);
+        let sequence = batch.id().sequence;
+        if shared.pending.mark_sent(sequence, term, connection.number)
+            && !connection.outbox.push(tag::PROPOSE, &[batch.payload()])
+        {
+            // It has ended this moment: nothing has left.
+            shared.pending.mark_sent(sequence, 0, 0);
+            return shared.pending.held.push_back_again(batch);
         }
     }
 }

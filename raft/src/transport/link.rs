@@ -14,6 +14,8 @@ use super::hello::{self, Answer, HELLO_BYTES_MAX, Hello, Kind, PROTOCOL, Refusal
 use super::peers::{Context, FRAME_BYTES_MAX};
 use super::seam::PeerStream;
 use super::stats::PeerStats;
+use crate::batch::ProposeError;
+use crate::config::limits;
 use crate::executor;
 use crate::runtime::{self, Instant};
 
@@ -127,14 +129,28 @@ impl Link {
                 });
             }
         };
-        let connection = Connection::new(self.stats.clone(), self.context.pending.clone());
+        let number = self.context.next_connection();
+        let connection = Connection::new(number, self.stats.clone(), self.context.pending.clone());
         self.context.note_open(self.target, &self.stats);
         self.set(State::Up(connection.clone()));
         let why = connection.run(reader, stream, self.context.silence_max).await;
         self.context.note_lost(self.target, self.kind, &self.stats, &why);
+        self.end_batches(number);
         // At once, but not in a circle with one that takes connections and drops them.
         let until = runtime::now() + self.context.pause(FIRST_PAUSE, 0);
         self.set(State::Down { until, failures: 1, why });
+    }
+
+    /// Batches that went on a connection that has ended: nobody can tell whether they were proposed. Those that were are
+    /// applied soon, as a rule; the others are told.
+    fn end_batches(&self, connection: u64) {
+        let (pending, grace) = (self.context.pending.clone(), self.context.election / limits::FORWARD_GRACE_SHARE);
+        if pending.has_sent_on(connection) {
+            executor::spawn(async move {
+                runtime::sleep(grace).await;
+                pending.fail_sent_on(connection, ProposeError::ConnectionLost);
+            });
+        }
     }
 
     fn set(&self, state: State) {

@@ -330,7 +330,8 @@ fn why_number(why: ProposeError) -> u8 {
     match why {
         ProposeError::NoLeader => 1,
         ProposeError::LeaderChanged => 2,
-        ProposeError::TimedOut => 3,
+        // Nobody is told by the other end that it was lost.
+        ProposeError::TimedOut | ProposeError::ConnectionLost => 3,
         ProposeError::TooManyRequests => 4,
         ProposeError::Stopped => 5,
     }

@@ -13,8 +13,8 @@ use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{Backoff, RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
-    TransferLeaderResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use tokio::sync::mpsc;
 
@@ -93,12 +93,15 @@ impl Network {
 
     async fn heartbeat(&self, request: Append, option: &RPCOption) -> Result<AppendResult, RpcError> {
         let begun = runtime::now();
-        let prev = request.prev_log_id;
+        let (prev, term) = (request.prev_log_id, request.vote.leader_id.term);
         let answer = self.control(tag::HEARTBEAT, message::encode_heartbeat(&request).freeze(), option).await?;
         self.peer.stats.note_round_trip(runtime::now().duration_since(begun));
         let answer = self.read(message::decode_heartbeat_answer(answer))?;
-        if answer.is_conflict() && prev.is_none() {
-            return self.read(Err(FrameError::Malformed("a conflict where nothing can conflict")));
+        if answer.is_conflict() {
+            match &prev {
+                None => return self.read(Err(FrameError::Malformed("a conflict where nothing can conflict"))),
+                Some(prev) => self.peer.note_lacking(term, prev.index()),
+            }
         }
         Ok(answer.into_stream_result(prev, prev))
     }
@@ -107,6 +110,8 @@ impl Network {
         let connection = self.peer.append.connection().await.map_err(unreachable)?;
         let (session, answers) = connection.begin_appends();
         Ok(AppendStream {
+            peer: self.peer.clone(),
+            term: 0,
             connection,
             session,
             answers,
@@ -210,6 +215,9 @@ impl RaftNetworkV2<TypeConfig> for Network {
 /// Appends on their way and their answers, in order. Bounded by count and bytes in flight: what the follower has not
 /// answered is still here, so its pace is ours.
 struct AppendStream<S> {
+    peer: Arc<Peer>,
+    /// Of the leader whose entries these are: this member, in one term.
+    term: u64,
     connection: Arc<Connection>,
     session: u64,
     answers: mpsc::UnboundedReceiver<Appended>,
@@ -251,6 +259,7 @@ impl<S: Stream<Item = Append> + OptionalSend + Unpin + 'static> AppendStream<S> 
     }
 
     fn send(&mut self, request: Append) {
+        self.term = request.vote.leader_id.term;
         let parts = message::encode_append(self.session, self.sent, request);
         let bytes = parts.iter().map(Bytes::len).sum();
         self.sent += 1;
@@ -266,6 +275,7 @@ impl<S: Stream<Item = Append> + OptionalSend + Unpin + 'static> AppendStream<S> 
         match self.in_flight.pop_front() {
             Some(bytes) if number == expected => {
                 self.in_flight_bytes -= bytes;
+                self.note(&result);
                 Ok(result)
             }
             _ => {
@@ -273,6 +283,16 @@ impl<S: Stream<Item = Append> + OptionalSend + Unpin + 'static> AppendStream<S> 
                 self.connection.close(&error.to_string());
                 Err(lost(error))
             }
+        }
+    }
+}
+
+impl<S> AppendStream<S> {
+    fn note(&self, result: &AppendResult) {
+        match result {
+            Ok(matching) => self.peer.note_acknowledged(self.term, matching.as_ref().map_or(0, |id| id.index() + 1)),
+            Err(StreamAppendError::Conflict(at)) => self.peer.note_lacking(self.term, at.index()),
+            Err(StreamAppendError::HigherVote(_)) => {}
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -42,6 +42,8 @@ pub(crate) struct Context {
     failures: Mutex<HashMap<u64, String>>,
     /// A peer has told this member that it was removed.
     was_removed: AtomicBool,
+    /// Connections that this member has opened.
+    opened: AtomicU64,
 }
 
 /// All connections of this member.
@@ -63,6 +65,16 @@ pub(crate) struct Peer {
     pub(crate) control: Arc<Link>,
     pub(crate) forward: Arc<Link>,
     pub(crate) call: Arc<Link>,
+    acknowledged: Mutex<Acknowledged>,
+}
+
+/// How much of this leader's log another member has said to have.
+#[derive(Default)]
+struct Acknowledged {
+    /// Of the leader.
+    term: u64,
+    /// Behind the last entry.
+    next_index: u64,
 }
 
 impl Context {
@@ -79,6 +91,11 @@ impl Context {
         };
         let limit = 2 * self.election;
         runtime::timeout(limit, opening).await.unwrap_or(Err(OpenError::TimedOut(limit)))
+    }
+
+    /// A number for the next connection; never 0.
+    pub(crate) fn next_connection(&self) -> u64 {
+        self.opened.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// How long to leave a member alone after so many failures: doubles up to an election time-out, up to half of it by
@@ -126,7 +143,35 @@ impl Peer {
         let link = |kind| Link::new(context.clone(), stats.clone(), id, kind);
         let (append, control) = (link(Kind::Append), link(Kind::Control));
         let (forward, call) = (link(Kind::Forward), link(Kind::Call));
-        Arc::new(Self { id, append, control, forward, call, stats })
+        Arc::new(Self { id, append, control, forward, call, stats, acknowledged: Mutex::default() })
+    }
+
+    /// It has all entries of the leader of `term` before `next_index`.
+    pub(crate) fn note_acknowledged(&self, term: u64, next_index: u64) {
+        let mut known = self.acknowledged.lock();
+        if known.term != term {
+            *known = Acknowledged { term, next_index: 0 };
+        }
+        known.next_index = known.next_index.max(next_index);
+    }
+
+    /// It lacks the entry at `index` of the leader of `term`. If it had acknowledged that one it has lost it; raft sends all
+    /// of it again, but nothing can be said for what it has promised to others.
+    pub(crate) fn note_lacking(&self, term: u64, index: u64) {
+        let mut known = self.acknowledged.lock();
+        if known.term != term || index >= known.next_index {
+            return;
+        }
+        let (peer, acknowledged) = (format!("{:x}", self.id), known.next_index - 1);
+        *known = Acknowledged { term, next_index: 0 };
+        tracing::error!(
+            peer,
+            acknowledged,
+            lacking = index,
+            remedy = "it gets them again; if an older copy of its data directory was put back, or its disk forgets what was \
+                      synced, its votes are lost as well: remove it from the cluster and add it with an empty data directory",
+            "a member has lost log entries that it had acknowledged"
+        );
     }
 
     fn links(&self) -> [&Arc<Link>; 4] {
@@ -146,6 +191,7 @@ impl Peers {
             silence_max: election,
             failures: Mutex::default(),
             was_removed: AtomicBool::new(false),
+            opened: AtomicU64::new(0),
         };
         Arc::new(Self {
             context: Arc::new(context),

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
@@ -12,6 +13,10 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 
 /// What a socket's buffers would hold.
 const WIRE_BYTES: usize = 256 << 10;
+
+/// The kind of a connection in its hello, and appends among them; see `docs/formats/peer.md`.
+const KIND_AT: usize = 19;
+const APPENDS: u8 = 1;
 
 #[derive(Default)]
 struct Switches {
@@ -23,6 +28,8 @@ struct Switches {
     /// Who reads from which wire.
     readers: BTreeMap<u64, Waker>,
     wires: u64,
+    /// Members that take no more appends.
+    clogged: BTreeSet<u64>,
     members: BTreeMap<u64, Handle>,
     dialed: u64,
 }
@@ -59,10 +66,16 @@ impl Net {
         readers.into_values().for_each(Waker::wake);
     }
 
+    /// Appends to this member get stuck, up to what the wires hold; all else passes.
+    pub fn clog(&self, to: u64) {
+        self.0.lock().unwrap().clogged.insert(to);
+    }
+
     pub fn heal(&self) {
         let waiting = {
             let mut switches = self.0.lock().unwrap();
             switches.cut.clear();
+            switches.clogged.clear();
             switches.broken.clear();
             std::mem::take(&mut switches.waiting)
         };
@@ -91,13 +104,24 @@ impl Net {
         Poll::Ready(())
     }
 
+    fn poll_unclogged(&self, to: u64, kind: u8, context: &Context<'_>) -> Poll<()> {
+        let mut switches = self.0.lock().unwrap();
+        if kind == APPENDS && switches.clogged.contains(&to) {
+            switches.waiting.push(context.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    }
+
     /// Both ends of a connection that `from` opens to `to`.
     pub fn wires(&self, from: u64, to: u64) -> (PeerStream, PeerStream) {
         let (near, far) = tokio::io::duplex(WIRE_BYTES);
+        let kind = Arc::new(AtomicU8::new(0));
         let wire = |inner, from, to| {
             let mut switches = self.0.lock().unwrap();
             switches.wires += 1;
-            Box::new(Wire { inner, net: self.clone(), number: switches.wires, from, to }) as PeerStream
+            let (net, kind, number) = (self.clone(), kind.clone(), switches.wires);
+            Box::new(Wire { inner, net, kind, number, from, to }) as PeerStream
         };
         (wire(near, to, from), wire(far, from, to))
     }
@@ -129,6 +153,8 @@ impl Dialer for Port {
 struct Wire {
     inner: DuplexStream,
     net: Net,
+    /// Of the connection, once its hello was written.
+    kind: Arc<AtomicU8>,
     number: u64,
     from: u64,
     to: u64,
@@ -147,6 +173,7 @@ impl AsyncRead for Wire {
         }
         self.net.0.lock().unwrap().readers.insert(self.number, cx.waker().clone());
         std::task::ready!(self.net.poll_open(self.from, self.to, cx));
+        std::task::ready!(self.net.poll_unclogged(self.to, self.kind.load(Ordering::Relaxed), cx));
         Pin::new(&mut self.inner).poll_read(cx, buffer)
     }
 }
@@ -155,6 +182,10 @@ impl AsyncWrite for Wire {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if self.net.is_broken(self.from, self.to) {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        // The one who opens it writes first.
+        if self.kind.load(Ordering::Relaxed) == 0 {
+            self.kind.store(bytes.get(KIND_AT).copied().unwrap_or(0), Ordering::Relaxed);
         }
         Pin::new(&mut self.inner).poll_write(cx, bytes)
     }
