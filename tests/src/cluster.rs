@@ -42,6 +42,9 @@ struct Member {
     peer_port: u16,
     relay_port: u16,
     data_dir: PathBuf,
+    log_path: PathBuf,
+    /// `--initial-cluster-state`.
+    state: &'static str,
     child: Option<Child>,
     is_paused: bool,
 }
@@ -63,6 +66,19 @@ impl Cluster {
     /// # Panics
     /// When it does not become healthy.
     pub async fn start(program: &Program, size: usize, extra: &[&str]) -> Self {
+        Self::start_with_data_in(program, size, extra, &[]).await
+    }
+
+    /// The same with the data of some members elsewhere: place and directory.
+    ///
+    /// # Panics
+    /// When it does not become healthy.
+    pub async fn start_with_data_in(
+        program: &Program,
+        size: usize,
+        extra: &[&str],
+        elsewhere: &[(usize, PathBuf)],
+    ) -> Self {
         let home = tempfile::Builder::new().prefix("daymark-cluster-").tempdir().expect("a temporary directory");
         let links = Links::new();
         let mut members = Vec::new();
@@ -70,9 +86,22 @@ impl Cluster {
             let name = format!("m{place}");
             let (peer_port, relay_port) = (ports::free(), ports::free());
             links.relay(relay_port, place, peer_port);
-            let data_dir = home.path().join(&name);
+            let own = elsewhere.iter().find(|(of, _)| *of == place).map(|(_, dir)| dir.clone());
+            let data_dir = own.unwrap_or_else(|| home.path().join(&name));
             let client_port = ports::free();
-            members.push(Member { name, client_port, peer_port, relay_port, data_dir, child: None, is_paused: false });
+            let log_path = home.path().join(format!("{name}.log"));
+            let (state, child, is_paused) = ("new", None, false);
+            members.push(Member {
+                name,
+                client_port,
+                peer_port,
+                relay_port,
+                data_dir,
+                log_path,
+                state,
+                child,
+                is_paused,
+            });
         }
         let extra = extra.iter().map(ToString::to_string).collect();
         let mut cluster = Self { program: program.clone(), extra, links, members, home: Some(home) };
@@ -119,6 +148,7 @@ impl Cluster {
         command.args(["--listen-peer-urls", &format!("http://127.0.0.1:{}", member.peer_port)]);
         command.args(["--initial-advertise-peer-urls", &format!("http://127.0.0.1:{}", member.relay_port)]);
         command.args(["--initial-cluster", &initial.join(","), "--initial-cluster-token", "test"]);
+        command.args(["--initial-cluster-state", member.state]);
         command.args(&self.extra).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         member.child = Some(command.spawn().unwrap_or_else(|e| panic!("start {}: {e}", self.program.binary.display())));
         member.is_paused = false;
@@ -156,6 +186,12 @@ impl Cluster {
         let ended = child.try_wait().expect("wait for the server");
         assert!(ended.is_none(), "member {place} ended by itself with {ended:?}:\n{}", member.log_tail());
         true
+    }
+
+    /// Whether the process is there; unlike [`runs`](Self::runs) it may have ended by itself.
+    pub fn is_running(&mut self, place: usize) -> bool {
+        let child = self.members[place].child.as_mut();
+        child.is_some_and(|child| child.try_wait().expect("wait for the server").is_none())
     }
 
     /// Ends a member at once, as a crash would.
@@ -240,6 +276,29 @@ impl Cluster {
         }
     }
 
+    /// Replaces a member that does not run: removed, its directory thrown away, added again under another id and started.
+    ///
+    /// # Panics
+    /// When the others refuse for too long.
+    pub async fn replace(&mut self, place: usize) {
+        let asked = (0..self.size()).find(|other| *other != place && self.is_awake(*other)).expect("somebody to ask");
+        assert!(self.members[place].child.is_none(), "the member still runs");
+        let port = self.members[asked].client_port;
+        let url = format!("http://127.0.0.1:{}", self.members[place].relay_port);
+        let list = http_post(port, "/v3/cluster/member/list", "{}");
+        let list: serde_json::Value = serde_json::from_str(&list).expect("JSON");
+        let all = list["members"].as_array().expect("members");
+        let old = all.iter().find(|member| member["peerURLs"][0] == url[..]).expect("it is in the list");
+        let remove = format!("{{\"ID\":\"{}\"}}", old["ID"].as_str().expect("an id"));
+        change(port, "/v3/cluster/member/remove", &remove).await;
+        fs::remove_dir_all(&self.members[place].data_dir).expect("remove its directory");
+        let added = change(port, "/v3/cluster/member/add", &format!("{{\"peerURLs\":[\"{url}\"]}}")).await;
+        let id = added["member"]["ID"].as_str().and_then(|id| id.parse().ok()).expect("an id");
+        self.links.know(id, place);
+        self.members[place].state = "existing";
+        self.restart(place);
+    }
+
     /// Cuts a member off from all others, in both directions.
     pub fn isolate(&self, place: usize, how: crate::links::Cut) {
         for other in (0..self.size()).filter(|other| *other != place) {
@@ -285,12 +344,26 @@ impl Member {
     }
 
     fn log_path(&self) -> PathBuf {
-        self.data_dir.with_extension("log")
+        self.log_path.clone()
     }
 
     fn log_tail(&self) -> String {
         let log = fs::read(self.log_path()).unwrap_or_default();
         String::from_utf8_lossy(&log[log.len().saturating_sub(LOG_TAIL_BYTES)..]).into_owned()
+    }
+}
+
+/// Asks for a change of members, again while it may be refused for a moment.
+async fn change(port: u16, path: &str, body: &str) -> serde_json::Value {
+    let started = Instant::now();
+    loop {
+        let answer = http_post(port, path, body);
+        let value: serde_json::Value = serde_json::from_str(&answer).unwrap_or_default();
+        if value.get("members").is_some() {
+            return value;
+        }
+        assert!(started.elapsed() < START_MAX, "{path} {body}: {answer}");
+        tokio::time::sleep(10 * POLL).await;
     }
 }
 

@@ -8,6 +8,7 @@ pub mod connection;
 pub mod ctl;
 pub mod etcd;
 pub mod history;
+pub mod liar;
 pub mod links;
 pub mod nemesis;
 pub mod normalise;

@@ -84,16 +84,7 @@ impl Registers {
     /// Starts writers, as many readers, some that count together, and a watcher of each member. The cluster must be
     /// healthy.
     pub async fn start(endpoints: &[String], registers: usize) -> Self {
-        let shared = Arc::new(Shared {
-            registers: (0..registers).map(|_| Register::default()).collect(),
-            revision: AtomicI64::new(0),
-            increments: AtomicU64::new(0),
-            increments_unknown: AtomicU64::new(0),
-            checked: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
-            stop: AtomicBool::new(false),
-            wrong: Mutex::default(),
-        });
+        let shared = Arc::new(Shared::new(registers));
         let client = connect(&endpoints[0]);
         for n in 0..registers {
             client.kv().put(register(n), value(0)).await.expect("a healthy cluster");
@@ -124,6 +115,16 @@ impl Registers {
     /// Whether something is wrong already.
     pub fn is_wrong(&self) -> bool {
         !self.shared.wrong.lock().expect("no holder panics").is_empty()
+    }
+
+    /// Stops the clients without a look at what is there; what was wrong until then.
+    pub async fn give_up(self) -> Vec<String> {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        self.watchers.iter().for_each(|(_, watcher)| watcher.abort());
+        for client in self.clients {
+            client.await.expect("a client does not panic");
+        }
+        std::mem::take(&mut *self.shared.wrong.lock().expect("no holder panics"))
     }
 
     /// Stops the clients; the cluster must be healed. Compares what is there with what they were told.
@@ -158,7 +159,68 @@ impl Registers {
     }
 }
 
+/// What is known when a read begins: its answer must not be older.
+#[derive(Copy, Clone)]
+struct Before {
+    acknowledged: u64,
+    seen: u64,
+    revision: i64,
+}
+
 impl Shared {
+    fn new(registers: usize) -> Self {
+        Self {
+            registers: (0..registers).map(|_| Register::default()).collect(),
+            revision: AtomicI64::new(0),
+            increments: AtomicU64::new(0),
+            increments_unknown: AtomicU64::new(0),
+            checked: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+            wrong: Mutex::default(),
+        }
+    }
+
+    fn before(&self, n: usize) -> Before {
+        let state = &self.registers[n];
+        Before {
+            acknowledged: state.acknowledged.load(Ordering::SeqCst),
+            seen: state.seen.load(Ordering::SeqCst),
+            revision: self.revision.load(Ordering::SeqCst),
+        }
+    }
+
+    /// The answer to a read of register `n` that began with `before`.
+    fn check_read(&self, n: usize, before: &Before, found: &str, revision: i64) {
+        let (state, Before { acknowledged, seen, revision: lowest }) = (&self.registers[n], *before);
+        let sent = state.sent.load(Ordering::SeqCst);
+        let counter: u64 = found.parse().unwrap_or(u64::MAX);
+        if counter < acknowledged.max(seen) || counter > sent || revision < lowest {
+            let key = register(n);
+            self.say(format!(
+                "{key} read as {found:?} at revision {revision}; acknowledged {acknowledged}, read before {seen}, sent \
+                 {sent}, revision before {lowest}"
+            ));
+        }
+        state.seen.fetch_max(counter.min(sent), Ordering::SeqCst);
+        self.revision.fetch_max(revision, Ordering::SeqCst);
+        self.checked.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The answer to a write of register `n`, with the highest revision that had been answered when it began.
+    fn check_write(&self, n: usize, counter: u64, before: i64, succeeded: bool, revision: i64) {
+        let (key, state) = (register(n), &self.registers[n]);
+        if !succeeded {
+            self.say(format!("{key}: {counter} was refused, though only its writer writes, and upwards"));
+        } else if revision <= before {
+            self.say(format!("{key}: {counter} got revision {revision} after {before} had been answered"));
+        }
+        state.writes.lock().expect("no holder panics").push((counter, revision));
+        state.acknowledged.fetch_max(counter, Ordering::SeqCst);
+        self.revision.fetch_max(revision, Ordering::SeqCst);
+        self.checked.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn say(&self, wrong: String) {
         let mut all = self.wrong.lock().expect("no holder panics");
         if all.len() < 20 {
@@ -244,15 +306,7 @@ async fn write(shared: Arc<Shared>, clients: Vec<Client>, n: usize) {
         match any(&clients).kv().txn(Txn::new().when([lower]).then([put])).await {
             Ok(answer) => {
                 let revision = answer.header.map_or(0, |header| header.revision);
-                if !answer.succeeded {
-                    shared.say(format!("{key}: {counter} was refused, though only its writer writes, and upwards"));
-                } else if revision <= before {
-                    shared.say(format!("{key}: {counter} got revision {revision} after {before} had been answered"));
-                }
-                state.writes.lock().expect("no holder panics").push((counter, revision));
-                state.acknowledged.fetch_max(counter, Ordering::SeqCst);
-                shared.revision.fetch_max(revision, Ordering::SeqCst);
-                shared.checked.fetch_add(1, Ordering::Relaxed);
+                shared.check_write(n, counter, before, answer.succeeded, revision);
             }
             Err(_) => drop(shared.failed.fetch_add(1, Ordering::Relaxed)),
         }
@@ -263,25 +317,13 @@ async fn write(shared: Arc<Shared>, clients: Vec<Client>, n: usize) {
 async fn read(shared: Arc<Shared>, clients: Vec<Client>) {
     while !shared.is_over() {
         let n = rand::rng().random_range(0..shared.registers.len());
-        let (key, state) = (register(n), &shared.registers[n]);
-        let (acknowledged, seen) = (state.acknowledged.load(Ordering::SeqCst), state.seen.load(Ordering::SeqCst));
-        let before = shared.revision.load(Ordering::SeqCst);
-        match any(&clients).kv().get(key.clone()).await {
+        let before = shared.before(n);
+        match any(&clients).kv().get(register(n)).await {
             Ok(answer) => {
-                let sent = state.sent.load(Ordering::SeqCst);
                 let revision = answer.header.map_or(0, |header| header.revision);
                 let found =
                     answer.kvs.first().map_or(String::new(), |kv| String::from_utf8_lossy(&kv.value).into_owned());
-                let counter: u64 = found.parse().unwrap_or(u64::MAX);
-                if counter < acknowledged.max(seen) || counter > sent || revision < before {
-                    shared.say(format!(
-                        "{key} read as {found:?} at revision {revision}; acknowledged {acknowledged}, read before {seen}, \
-                         sent {sent}, revision before {before}"
-                    ));
-                }
-                state.seen.fetch_max(counter.min(sent), Ordering::SeqCst);
-                shared.revision.fetch_max(revision, Ordering::SeqCst);
-                shared.checked.fetch_add(1, Ordering::Relaxed);
+                shared.check_read(n, &before, &found, revision);
             }
             Err(_) => drop(shared.failed.fetch_add(1, Ordering::Relaxed)),
         }
@@ -365,4 +407,102 @@ async fn replay(client: &Client, last: i64) -> Vec<Event> {
     };
     timeout(CATCH_UP_MAX, reading).await.expect("a healed member has its history in time").expect("a healed member");
     events
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One register, whose writer was told that 1, 2 and 4 are at revisions 10, 11 and 13; what became of 3 is unknown.
+    fn told() -> Shared {
+        let shared = Shared::new(1);
+        shared.registers[0].sent.store(4, Ordering::SeqCst);
+        for (counter, revision) in [(1, 10), (2, 11), (4, 13)] {
+            shared.check_write(0, counter, revision - 1, true, revision);
+        }
+        shared.increments.store(2, Ordering::SeqCst);
+        shared.increments_unknown.store(1, Ordering::SeqCst);
+        shared
+    }
+
+    fn history(events: &[(i64, u64)]) -> Vec<Event> {
+        events.iter().map(|(revision, counter)| (*revision, register(0), value(*counter))).collect()
+    }
+
+    fn wrong(shared: &Shared) -> Vec<String> {
+        shared.wrong.lock().unwrap().clone()
+    }
+
+    #[test]
+    fn histories_that_contradict_what_was_told_are_found_out() {
+        let honest: [&[(i64, u64)]; 2] =
+            [&[(5, 0), (10, 1), (11, 2), (12, 3), (13, 4)], &[(5, 0), (10, 1), (11, 2), (13, 4)]];
+        for events in honest {
+            let shared = told();
+            shared.check_history(&history(events));
+            assert_eq!(wrong(&shared), Vec::<String>::new(), "{events:?}");
+        }
+        let lies: [(&str, &[(i64, u64)]); 6] = [
+            ("an acknowledged write is lost", &[(5, 0), (10, 1), (13, 4)]),
+            ("all are lost", &[]),
+            ("one is at another revision", &[(5, 0), (10, 1), (12, 2), (13, 4)]),
+            ("it goes back", &[(5, 0), (10, 1), (11, 2), (13, 4), (14, 3)]),
+            ("one is written twice", &[(5, 0), (10, 1), (11, 2), (12, 2), (13, 4)]),
+            ("nobody sent that", &[(5, 0), (10, 1), (11, 2), (13, 4), (14, 5)]),
+        ];
+        for (what, events) in lies {
+            let shared = told();
+            shared.check_history(&history(events));
+            assert!(!wrong(&shared).is_empty(), "{what}");
+        }
+    }
+
+    #[test]
+    fn counters_that_lost_or_invented_an_increment_are_found_out() {
+        let counters = |last: &[u64]| -> Vec<Event> {
+            last.iter().enumerate().map(|(n, sum)| (20 + n as i64, format!("shared/{n}"), sum.to_string())).collect()
+        };
+        for (last, is_honest) in [(&[1_u64, 1][..], true), (&[2, 1], true), (&[1, 0], false), (&[3, 1], false)] {
+            let shared = told();
+            shared.check_counts(&counters(last));
+            assert_eq!(wrong(&shared).is_empty(), is_honest, "{last:?}");
+        }
+    }
+
+    #[test]
+    fn answers_that_are_stale_or_invented_are_found_out() {
+        for (found, revision, is_honest) in [
+            ("000000000004", 13, true),
+            ("000000000004", 20, true),
+            // Older than what was acknowledged.
+            ("000000000002", 13, false),
+            // Of a revision that has passed.
+            ("000000000004", 12, false),
+            // Never sent, or nothing at all.
+            ("000000000005", 14, false),
+            ("", 14, false),
+        ] {
+            let shared = told();
+            shared.check_read(0, &shared.before(0), found, revision);
+            assert_eq!(wrong(&shared).is_empty(), is_honest, "{found:?} at {revision}");
+        }
+        // Read once, it must be read again, though nobody was told that it was written.
+        let shared = told();
+        shared.registers[0].sent.store(5, Ordering::SeqCst);
+        shared.check_read(0, &shared.before(0), "000000000005", 14);
+        assert!(wrong(&shared).is_empty());
+        shared.check_read(0, &shared.before(0), "000000000004", 14);
+        assert_eq!(wrong(&shared).len(), 1);
+    }
+
+    #[test]
+    fn writes_that_are_answered_in_the_past_or_refused_are_found_out() {
+        for (succeeded, revision, is_honest) in
+            [(true, 14, true), (true, 13, false), (true, 9, false), (false, 14, false)]
+        {
+            let shared = told();
+            shared.check_write(0, 5, 13, succeeded, revision);
+            assert_eq!(wrong(&shared).is_empty(), is_honest, "{succeeded} {revision}");
+        }
+    }
 }
