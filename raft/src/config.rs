@@ -72,8 +72,20 @@ pub mod limits {
     pub const EXPIRY_INTERVAL: Duration = Duration::from_millis(250);
     /// Bytes of a snapshot's file that are read, sent and written at once.
     pub const SNAPSHOT_PIECE_BYTES: usize = 256 << 10;
-    /// How fast a snapshot is sent: a gigabit link is a quarter full, and disks have room for everything else.
+    /// How fast a snapshot is sent at most: a gigabit link is a quarter full, and disks have room for everything else.
     pub const SNAPSHOT_BYTES_PER_SEC: u64 = 32 << 20;
+    /// How fast it is sent at least, however busy the sender is: it has to come to its end.
+    pub const SNAPSHOT_BYTES_PER_SEC_MIN: u64 = 4 << 20;
+    /// How often the sender looks whether it hurts its log or its own thread.
+    pub const SNAPSHOT_PACE_INTERVAL: Duration = Duration::from_millis(200);
+    /// How much later than it asked for the sending thread may be woken before it counts as hurt.
+    pub const SNAPSHOT_WAKE_LATE_MAX: Duration = Duration::from_millis(5);
+    /// Syncs of the log that are so many times as long as they are on average count as hurt, if they are longer than that
+    /// at all.
+    pub const SNAPSHOT_SYNC_GROWTH_MAX: u32 = 2;
+    pub const SNAPSHOT_SYNC_HURT_MIN: Duration = Duration::from_millis(1);
+    /// Niceness of threads that make and check snapshots.
+    pub const BACKGROUND_NICE: i32 = 10;
     /// How often progress of a snapshot is logged.
     pub const SNAPSHOT_PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
     /// How often a member that makes, checks or installs a snapshot says that it is at it.

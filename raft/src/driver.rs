@@ -264,6 +264,10 @@ impl Shared {
         runtime::timeout(pause, version.changed()).await;
     }
 
+    pub(crate) fn log(&self) -> Option<&Wal> {
+        self.log.get()
+    }
+
     /// The newest entry of the log, perhaps not durable yet.
     pub(crate) fn last_log_id(&self) -> Option<LogId> {
         self.log.get().and_then(Wal::last)

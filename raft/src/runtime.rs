@@ -14,6 +14,7 @@ use openraft::OptionalSend;
 use openraft::impls::TokioRuntime;
 use rand::RngExt;
 
+use crate::config::limits;
 use crate::executor::{self, Executor, JoinError, JoinHandle};
 
 /// What openraft spawns, sleeps and draws election timeouts with: tokio's timers and channels, our own [`executor`].
@@ -150,6 +151,24 @@ pub(crate) fn random_part(whole: Duration) -> Duration {
 /// Where a member's batch sequence starts; see [`BatchId`](crate::batch::BatchId).
 pub(crate) fn random_u64() -> u64 {
     rand::rng().random()
+}
+
+/// Does something heavy that nobody waits for in a hurry on a thread of its own, below everybody else's priority: a thread
+/// cannot get its priority back.
+pub(crate) async fn in_background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    blocking(move || {
+        let work = move || {
+            // A system that refuses still serves.
+            let lowered = rustix::process::setpriority_process(Some(rustix::thread::gettid()), limits::BACKGROUND_NICE);
+            if let Err(error) = lowered {
+                tracing::debug!(%error, "work in the background runs at normal priority");
+            }
+            work()
+        };
+        let thread = std::thread::Builder::new().name("background".into()).spawn(work)?;
+        thread.join().map_err(|_| io::Error::other("a thread in the background panicked"))
+    })
+    .await?
 }
 
 /// Does something that waits for a disk on another thread.

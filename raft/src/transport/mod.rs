@@ -15,6 +15,7 @@ mod seam;
 mod frame;
 mod hello;
 mod message;
+mod pace;
 
 mod connection;
 mod forward;

@@ -190,7 +190,8 @@ impl RaftNetworkV2<TypeConfig> for Network {
         let opened = context.open(self.peer.id, Kind::Snapshot).await;
         let opened = opened.and_then(|(reader, writer)| Ok(reader.into_stream(writer)?));
         let stream = opened.map_err(|error| Unreachable::from_string(error.to_string()))?;
-        snapshot::send(stream, store, self.peer.id, vote, snapshot, cancel).await
+        let log = context.shared.log().cloned();
+        snapshot::send(stream, store, log, self.peer.id, vote, snapshot, cancel).await
     }
 
     async fn transfer_leader(

@@ -16,7 +16,6 @@
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use openraft::errors::{NetworkError, ReplicationClosed, StreamingError, Unreachable};
@@ -25,8 +24,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use daymark_storage::codec::crc32c;
 use daymark_storage::snapshot::{Have, MANIFEST_BYTES_MAX, Made, Manifest, Received, SnapshotStore};
+use daymark_storage::wal::Wal;
 use daymark_storage::{LogId, StorageError};
 
+use super::pace::Pace;
 use crate::config::limits;
 use crate::membership;
 use crate::runtime;
@@ -79,10 +80,11 @@ enum Failure {
 }
 
 /// Sends a snapshot with all that `snapshot` stands for, or more, over `stream`, which has said its hello. Ends early when
-/// `cancel` says so; what the receiver has got it keeps for a while.
+/// `cancel` says so; what the receiver has got it keeps for a while. Goes slower while that hurts `log`.
 pub async fn send<S>(
     mut stream: S,
     store: Arc<SnapshotStore>,
+    log: Option<Wal>,
     target: u64,
     vote: RaftVote,
     snapshot: RaftSnapshot,
@@ -92,7 +94,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let least = snapshot.meta.last_log_id.as_ref().map(crate::types::log_id);
-    let sent = send_all(&mut stream, &store, target, vote, least);
+    let sent = send_all(&mut stream, &store, log.as_ref(), target, vote, least);
     let result = tokio::select! {
         closed = cancel => return Err(closed.into()),
         result = sent => result,
@@ -110,6 +112,7 @@ where
 async fn send_all<S>(
     stream: &mut S,
     store: &Arc<SnapshotStore>,
+    log: Option<&Wal>,
     target: u64,
     vote: RaftVote,
     least: Option<LogId>,
@@ -118,7 +121,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let (place, random) = (store.clone(), runtime::random_u64());
-    let make = async move { Ok(runtime::blocking(move || place.snapshot(least, random)).await??) };
+    let make = async move { Ok(runtime::in_background(move || place.snapshot(least, random)).await??) };
     let made = busy_while(stream, make).await?;
     let manifest = &made.manifest;
     let (peer, bytes) = (format!("{target:x}"), manifest.total_bytes());
@@ -134,7 +137,7 @@ where
     let (applied, files) = (manifest.applied, manifest.files.len());
     tracing::info!(peer, %applied, files, bytes, from_file = at.file, from_offset = at.offset, "sending a snapshot");
     let begun = runtime::now();
-    send_files(stream, &made, at, &peer).await?;
+    send_files(stream, &made, at, Pace::new(bytes, &peer, log)).await?;
     write_frame(stream, END, b"").await?;
     loop {
         match read_frame(stream).await? {
@@ -149,11 +152,10 @@ where
     }
 }
 
-async fn send_files<S>(stream: &mut S, made: &Arc<Made>, mut at: Have, peer: &str) -> Result<(), Failure>
+async fn send_files<S>(stream: &mut S, made: &Arc<Made>, mut at: Have, mut pace: Pace<'_>) -> Result<(), Failure>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut pace = Pace::new(made.manifest.total_bytes(), peer);
     while let Some(file) = made.manifest.files.get(at.file as usize) {
         if at.offset >= file.bytes {
             at = Have { file: at.file + 1, offset: 0 };
@@ -175,35 +177,6 @@ where
         at.offset += bytes.len() as u64;
     }
     Ok(())
-}
-
-/// Keeps a transfer from taking all of a network or a disk, and says how far it is.
-struct Pace<'a> {
-    begun: runtime::Instant,
-    told: runtime::Instant,
-    sent: u64,
-    total: u64,
-    peer: &'a str,
-}
-
-impl<'a> Pace<'a> {
-    fn new(total: u64, peer: &'a str) -> Self {
-        let now = runtime::now();
-        Self { begun: now, told: now, sent: 0, total, peer }
-    }
-
-    async fn wait(&mut self, bytes: usize) {
-        let due = self.begun + Duration::from_secs_f64(self.sent as f64 / limits::SNAPSHOT_BYTES_PER_SEC as f64);
-        self.sent += bytes as u64;
-        if self.told.elapsed() >= limits::SNAPSHOT_PROGRESS_INTERVAL {
-            self.told = runtime::now();
-            tracing::info!(peer = self.peer, sent = self.sent, of = self.total, "sending a snapshot");
-        }
-        let now = runtime::now();
-        if due > now {
-            runtime::sleep(due - now).await;
-        }
-    }
 }
 
 /// Receives a snapshot over `stream`, which has said its hello, and has it installed.
@@ -276,9 +249,9 @@ where
     receive_files(stream, store, turn).await?;
     let place = store.clone();
     let install = async move {
-        let received = runtime::blocking(move || place.complete(turn)).await??;
+        let received = runtime::in_background(move || place.complete(turn)).await??;
         let place = store.clone();
-        let received = runtime::blocking(move || place.check(received)).await??;
+        let received = runtime::in_background(move || place.check(received)).await??;
         let snapshot = RaftSnapshot { meta, snapshot: StateAsSnapshot(Some(received)) };
         (member.install)(vote, snapshot).await.map_err(|why| Failure::Connection(io::Error::other(why)))
     };

@@ -54,7 +54,7 @@ fn asked() -> RaftSnapshot {
 type Answer = Result<openraft::raft::SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>>;
 
 async fn send_over(stream: impl AsyncRead + AsyncWrite + Unpin, from: &Arc<SnapshotStore>) -> Answer {
-    send(stream, from.clone(), 2, vote(4), asked(), pending::<ReplicationClosed>()).await
+    send(stream, from.clone(), None, 2, vote(4), asked(), pending::<ReplicationClosed>()).await
 }
 
 /// Receives; what is installed is counted and dropped.
@@ -167,7 +167,7 @@ async fn openraft_may_cancel_a_transfer() {
         tokio::io::AsyncReadExt::read_u8(&mut there).await.unwrap();
         ReplicationClosed::new("enough")
     };
-    let error = send(here, from.clone(), 2, vote(4), asked(), cancel).await.unwrap_err();
+    let error = send(here, from.clone(), None, 2, vote(4), asked(), cancel).await.unwrap_err();
     assert!(matches!(&error, StreamingError::Closed(_)), "{error}");
 }
 
