@@ -32,8 +32,8 @@ fn etcdctl(test: &str) -> Option<Etcdctl> {
 }
 
 fn fill(endpoint: &str, keys: u64) {
-    let client = Client::new(Config::new([endpoint])).expect("a valid endpoint");
     runtime().block_on(async {
+        let client = Client::new(Config::new([endpoint])).expect("a valid endpoint");
         let txns = (0..keys.div_ceil(KEYS_PER_TXN)).map(|n| {
             let kv = client.kv();
             let range = n * KEYS_PER_TXN..((n + 1) * KEYS_PER_TXN).min(keys);
