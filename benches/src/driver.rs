@@ -437,7 +437,12 @@ impl<O: Operation> LoadClient<O> {
         let mut now = self.start.elapsed();
         loop {
             let due = match &self.pace {
-                Some(pace) => pace.next().await,
+                Some(pace) => {
+                    let due = pace.next().await;
+                    // It may be over since the last answer: who draws once more then waits for a release that never comes.
+                    now = self.start.elapsed();
+                    due
+                }
                 None => now,
             };
             let Some(op) = self.shared.draw(now) else { return };

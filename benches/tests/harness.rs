@@ -163,6 +163,16 @@ fn open_loop_counts_the_waiting_that_a_pause_causes() {
 }
 
 #[test]
+fn open_loop_ends_with_its_duration() {
+    let server = put_server(|_, _, call| async move { call.answer(&put_answer()) });
+    let (outcome, report) = bench(&server, "put --total 0 --duration 0.5 --rate 500 --clients 3 --stall-timeout 5");
+    outcome.expect("no errors");
+    let (took, done) = (report["elapsed_seconds"].as_f64(), report["succeeded"].as_u64());
+    assert!(took < Some(2.0), "{took:?} s instead of half a second");
+    assert!((200..=251).contains(&done.expect("a number")), "{done:?} of 250 operations");
+}
+
+#[test]
 fn a_server_that_stops_answering_ends_the_run() {
     let server = put_server(|number, _, call| async move {
         if number >= 20 {
