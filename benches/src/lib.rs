@@ -5,6 +5,7 @@
 pub mod cli;
 mod driver;
 mod floor;
+pub mod guard;
 mod h2_client;
 mod histogram;
 mod lease;
