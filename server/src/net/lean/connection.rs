@@ -519,6 +519,10 @@ impl<D: FrontDoor, F: Future<Output = Answer>> Driver<D, F> {
     /// Sends the answer to a unary call.
     fn answer(&mut self, stream: u32, answer: Answer) {
         let mut core = self.shared.core.borrow_mut();
+        if let Some(work) = core.owner_mut(stream) {
+            // The call's place is free: another may have it while this answer is still being sent.
+            work.state = WorkState::None;
+        }
         match answer {
             Answer::Message { framed, is_gzip: false } => {
                 let share = (framed.len() > limits::ANSWER_BYTES_INLINE).then(|| {

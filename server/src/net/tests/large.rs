@@ -47,3 +47,24 @@ fn large_answers_count_until_they_are_read_or_given_up() {
         }
     });
 }
+
+#[test]
+fn a_large_answer_that_is_given_up_takes_no_other_call_along() {
+    with_server(async |server| {
+        let client = server.connect().await;
+        let range = pb::RangeRequest { key: Bytes::from_static(b"k"), limit: 3_000_000, ..Default::default() };
+        for _ in 0..3 {
+            let mut send = client.send.clone().ready().await.expect("ready");
+            let request = Client::head("/etcdserverpb.KV/Range", &[]);
+            let (response, mut stream) = send.send_request(request, false).expect("sent");
+            stream.send_data(frame(&range), true).expect("sent");
+            let large = response.await.expect("an answer");
+            // It is answered and not sent yet: the next call may have its place.
+            let (later, ()) = tokio::join!(client.put("later"), async move {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                drop((large, stream));
+            });
+            assert_eq!(later.code, 0);
+        }
+    });
+}
