@@ -13,6 +13,10 @@ use crate::error::{Result, StorageError};
 /// Size of one write batch of those that shorten history.
 const FORGET_BATCH_BYTES: usize = 1 << 20;
 
+/// How often a flush is asked for that has to make the compact revision durable. Once is enough but for a flush that
+/// another thread has asked for a moment before.
+const FLUSHES_MAX: usize = 3;
+
 impl Keyspace {
     /// Frees what no read and no watch at or above the compact revision asks for. Slow enough to be kept off the
     /// apply thread; harmless to repeat, and to be called once after a start for what was left over.
@@ -34,13 +38,27 @@ impl Keyspace {
         }
         let shared = self.shared();
         let compact = shared.compact_revision.load(Ordering::Acquire);
-        let is_durable = shared.durable_position()?.is_some_and(|position| position.compact_revision >= compact);
-        if !is_durable || shared.fences.would_be_lost(&shared, compact)? {
+        let mut durable = durable_compact_revision(&shared)?;
+        if durable >= compact && shared.fences.would_be_lost(&shared, compact)? {
             shared.flush()?;
         }
-        let durable = shared.durable_position()?.map_or(-1, |position| position.compact_revision);
+        for _ in 0..FLUSHES_MAX {
+            if durable >= compact {
+                break;
+            }
+            shared.flush()?;
+            durable = durable_compact_revision(&shared)?;
+        }
         if durable < compact {
-            let what = format!("compact revision {compact} is not durable after a flush, but {durable} is");
+            let mut bytes = Vec::new();
+            let held = match shared.backend.get(Family::Meta, layout::POSITION_KEY, &mut bytes)? {
+                true => shared.decode_position(&bytes)?.compact_revision,
+                false => -1,
+            };
+            let what = format!(
+                "compact revision {compact} is not durable after {FLUSHES_MAX} flushes, but {durable} is; the backend holds \
+                 {held}"
+            );
             return Err(StorageError::Invariant { what });
         }
         // Told to readers before anything goes, so that a read which misses something knows why.
@@ -76,6 +94,10 @@ impl Keyspace {
     pub fn history_floor(&self) -> i64 {
         self.shared.load().history_floor.load(Ordering::Acquire)
     }
+}
+
+fn durable_compact_revision(shared: &Shared) -> Result<i64> {
+    Ok(shared.durable_position()?.map_or(-1, |position| position.compact_revision))
 }
 
 /// What keys were before revision `floor`: nobody rewinds over its changes any more, but one of them may have removed
