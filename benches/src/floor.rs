@@ -21,6 +21,9 @@ pub struct FloorArgs {
     /// Threads that serve connections; 0: as many as a member has by itself.
     #[arg(long, default_value_t = 0)]
     net_threads: u16,
+    /// What serves gRPC, as --daymark-http2-server of a member: our own HTTP/2 (lean), or the library h2.
+    #[arg(long, default_value = "h2", value_parser = ["lean", "h2"])]
+    http2_server: String,
     /// The program to start the server with, by default this one.
     #[arg(long, value_name = "FILE", hide = true)]
     program: Option<PathBuf>,
@@ -33,9 +36,9 @@ struct EchoServer {
 }
 
 impl EchoServer {
-    fn start(program: &PathBuf, net_threads: u16) -> Result<Self> {
+    fn start(program: &PathBuf, net_threads: u16, http2_server: &str) -> Result<Self> {
         let mut process = Command::new(program)
-            .args(["echo-server", "--threads", &net_threads.to_string()])
+            .args(["echo-server", "--threads", &net_threads.to_string(), "--http2-server", http2_server])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -72,7 +75,7 @@ pub fn run(args: &FloorArgs) -> Result<()> {
         Some(program) => program.clone(),
         None => std::env::current_exe().context("cannot find this program's own file")?,
     };
-    let server = EchoServer::start(&program, args.net_threads)?;
+    let server = EchoServer::start(&program, args.net_threads, &args.http2_server)?;
     common.endpoints = vec![server.address.clone()];
     common.pid = vec![server.process.id()];
     put::load("floor", &put)
