@@ -41,7 +41,7 @@ fn files(ending: &str) -> Vec<(String, String)> {
         for entry in fs::read_dir(&folder).expect("a readable folder") {
             let path = entry.expect("a readable entry").path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if path.is_dir() && !name.starts_with('.') && name != "target" && name != "vendor" {
+            if path.is_dir() && !name.starts_with('.') && name != "target" {
                 folders.push(path);
             } else if name.ends_with(ending) {
                 let relative = path.strip_prefix(root()).expect("below the root").to_string_lossy().into_owned();

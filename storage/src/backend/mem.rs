@@ -32,6 +32,9 @@ struct State {
     live: [Map; 5],
     durable: [Map; 5],
     history_floor: i64,
+    /// What was durable before the last flush, and how often that is still read.
+    before: [Map; 5],
+    late_looks: usize,
 }
 
 impl MemBackend {
@@ -43,7 +46,12 @@ impl MemBackend {
     /// What a member finds that lost its power now: a new backend at the state of the last flush.
     pub fn crash(&self) -> Arc<Self> {
         let durable = self.state.read().durable.clone();
-        Arc::new(Self { state: RwLock::new(State { live: durable.clone(), durable, history_floor: 0 }) })
+        Arc::new(Self { state: RwLock::new(State { live: durable.clone(), durable, ..State::default() }) })
+    }
+
+    /// Lets the next flush be seen by [`Backend::get_durable`] only after so many looks, as RocksDB may.
+    pub fn show_flushes_late(&self, looks: usize) {
+        self.state.write().late_looks = looks;
     }
 
     fn lookup(map: &Map, key: &[u8], out: &mut Vec<u8>) -> bool {
@@ -74,7 +82,12 @@ impl Backend for MemBackend {
     }
 
     fn get_durable(&self, family: Family, key: &[u8], out: &mut Vec<u8>) -> Result<bool> {
-        Ok(Self::lookup(&self.state.read().durable[family as usize], key, out))
+        let mut state = self.state.write();
+        if state.late_looks == 0 {
+            return Ok(Self::lookup(&state.durable[family as usize], key, out));
+        }
+        state.late_looks -= 1;
+        Ok(Self::lookup(&state.before[family as usize], key, out))
     }
 
     fn iterate(&self, family: Family, span: Span<'_>, direction: Direction) -> Result<Box<dyn Cursor + '_>> {
@@ -104,7 +117,8 @@ impl Backend for MemBackend {
         let floor = state.history_floor;
         Arc::make_mut(&mut state.live[Family::Cur as usize]).retain(|_, value| !layout::is_old_stub(value, floor));
         Arc::make_mut(&mut state.live[Family::Fwd as usize]).retain(|key, _| !layout::is_old_link(key, floor));
-        state.durable = state.live.clone();
+        let live = state.live.clone();
+        state.before = std::mem::replace(&mut state.durable, live);
         Ok(())
     }
 
@@ -166,7 +180,7 @@ impl Backend for MemBackend {
             let (family, key, value) = row.ok_or_else(|| StorageError::corrupt(&path, 0, "a row is cut short"))?;
             Arc::make_mut(&mut live[family]).insert(key, value);
         }
-        Ok(Arc::new(Self { state: RwLock::new(State { durable: live.clone(), live, history_floor: 0 }) }))
+        Ok(Arc::new(Self { state: RwLock::new(State { durable: live.clone(), live, ..State::default() }) }))
     }
 
     fn retire(&self) {}

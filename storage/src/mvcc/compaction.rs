@@ -2,6 +2,7 @@
 //! RocksDB leaves out old stubs and links when it merges anyway.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::layout::{self, Record, UndoRecord};
 use super::revision::Revision;
@@ -13,9 +14,10 @@ use crate::error::{Result, StorageError};
 /// Size of one write batch of those that shorten history.
 const FORGET_BATCH_BYTES: usize = 1 << 20;
 
-/// How often a flush is asked for that has to make the compact revision durable. Once is enough but for a flush that
-/// another thread has asked for a moment before.
-const FLUSHES_MAX: usize = 3;
+/// How often one looks, after a flush, whether the compact revision is durable, and the pause between two looks: RocksDB's
+/// flush may come back a moment before the new files are those that are read.
+const LOOKS_MAX: usize = 1000;
+const LOOK_PAUSE: Duration = Duration::from_millis(1);
 
 impl Keyspace {
     /// Frees what no read and no watch at or above the compact revision asks for. Slow enough to be kept off the
@@ -42,11 +44,15 @@ impl Keyspace {
         if durable >= compact && shared.fences.would_be_lost(&shared, compact)? {
             shared.flush()?;
         }
-        for _ in 0..FLUSHES_MAX {
+        if durable < compact {
+            shared.flush()?;
+            durable = durable_compact_revision(&shared)?;
+        }
+        for _ in 0..LOOKS_MAX {
             if durable >= compact {
                 break;
             }
-            shared.flush()?;
+            std::thread::park_timeout(LOOK_PAUSE);
             durable = durable_compact_revision(&shared)?;
         }
         if durable < compact {
@@ -56,8 +62,7 @@ impl Keyspace {
                 false => -1,
             };
             let what = format!(
-                "compact revision {compact} is not durable after {FLUSHES_MAX} flushes, but {durable} is; the backend holds \
-                 {held}"
+                "compact revision {compact} is not durable after a flush, but {durable} is; the backend holds {held}"
             );
             return Err(StorageError::Invariant { what });
         }

@@ -76,6 +76,22 @@ fn what_is_read_ahead_is_what_a_put_would_have_read() {
 }
 
 #[test]
+fn history_is_dropped_though_a_flush_is_seen_late() {
+    let (backend, keyspace, mut writer) = new();
+    put(&mut writer, "a", "1");
+    put(&mut writer, "a", "2");
+    writer.compact(3).unwrap();
+    commit(&mut writer, 1);
+    backend.flush().unwrap();
+    put(&mut writer, "a", "3");
+    writer.compact(4).unwrap();
+    commit(&mut writer, 2);
+    backend.show_flushes_late(10);
+    keyspace.drop_history().unwrap();
+    assert_eq!(keyspace.durable_applied().unwrap(), Some(id(2)));
+}
+
+#[test]
 fn a_transaction_without_change_takes_no_revision() {
     let (_, _, mut writer) = new();
     put(&mut writer, "a", "1");
