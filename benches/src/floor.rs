@@ -22,7 +22,7 @@ pub struct FloorArgs {
     #[arg(long, default_value_t = 0)]
     net_threads: u16,
     /// What serves gRPC, as --daymark-http2-server of a member: our own HTTP/2 (lean), or the library h2.
-    #[arg(long, default_value = "h2", value_parser = ["lean", "h2"])]
+    #[arg(long, default_value = "lean", value_parser = ["lean", "h2"])]
     http2_server: String,
     /// The program to start the server with, by default this one.
     #[arg(long, value_name = "FILE", hide = true)]
