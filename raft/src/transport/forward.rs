@@ -2,6 +2,7 @@
 //! been proposed its outcome is told by its apply, a refusal of the leader, a new leader, or its time-out.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -74,9 +75,31 @@ pub(crate) async fn deliver(raft: DaymarkRaft, shared: Arc<Shared>, peers: Arc<P
             }
             continue;
         }
-        match peers.peer(leader).forward.connection().await {
-            Ok(connection) => send(&shared, &connection, leader, term).await,
-            Err(_) => shared.leader_changes_or(RETRY_PAUSE).await,
+        match connect(&shared, &peers, leader, term).await {
+            Some(Ok(connection)) => send(&shared, &connection, leader, term).await,
+            Some(Err(_)) => shared.leader_changes_or(RETRY_PAUSE).await,
+            None => {}
+        }
+    }
+}
+
+/// The connection to a leader, or why there is none; `None` as soon as he does not lead any more: what does not answer
+/// takes two election time-outs until it is given up, and by then there is another leader.
+async fn connect(shared: &Shared, peers: &Peers, leader: u64, term: u64) -> Option<Result<Arc<Connection>, String>> {
+    let mut version = shared.published.version();
+    let peer = peers.peer(leader);
+    let mut connecting = pin!(peer.forward.connection());
+    loop {
+        version.borrow_and_update();
+        let view = shared.published.view();
+        if view.leader != Some(leader) || view.term != term {
+            return None;
+        }
+        tokio::select! {
+            biased;
+            connection = &mut connecting => return Some(connection),
+            // The sender is ours: it cannot be gone.
+            _ = version.changed() => {}
         }
     }
 }
@@ -103,11 +126,12 @@ async fn send(shared: &Shared, connection: &Connection, leader: u64, term: u64) 
 
 /// The read index of whoever leads, asked again until there is an answer: a read may be asked twice.
 pub(crate) async fn read_index(raft: &DaymarkRaft, shared: &Shared, peers: &Peers) -> Result<u64, ProposeError> {
-    let (leader, _) = shared.wait_for_leader().await;
+    let (leader, term) = shared.wait_for_leader().await;
     if leader == shared.member_id {
         return driver::read_index(raft).await;
     }
-    let connection = peers.peer(leader).forward.connection().await.map_err(|_| ProposeError::NoLeader)?;
+    let connection = connect(shared, peers, leader, term).await.ok_or(ProposeError::LeaderChanged)?;
+    let connection = connection.map_err(|_| ProposeError::NoLeader)?;
     let asking = connection.request(tag::READ, Bytes::new());
     let answer = runtime::timeout(peers.context.election, asking).await;
     let answer = answer.ok_or(ProposeError::TimedOut)?.map_err(|_| ProposeError::NoLeader)?;

@@ -355,6 +355,32 @@ fn a_leader_that_one_member_takes_for_dead_stays() {
 }
 
 #[test]
+fn nobody_waits_for_the_old_leader_once_there_is_another() {
+    let mut cluster = Cluster::start(15);
+    let old = cluster.leader_of(&[1, 2, 3]);
+    let others = cluster.others(old);
+    let mut acknowledged: Vec<u64> = others.iter().map(|other| cluster.write(*other).0).collect();
+    others.iter().for_each(|other| cluster.net.cut_both(old, *other));
+    // All the time something is on its way to who leads, and on a new connection once the old one is given up.
+    let new = loop {
+        others.iter().for_each(|other| drop(cluster.propose(*other)));
+        std::thread::sleep(ELECTION / 40);
+        let known = others.map(|other| cluster.members[&other].handle.status().leader);
+        if known[0] == known[1] && known[0].is_some_and(|leader| leader != old) {
+            break known[0].unwrap();
+        }
+    };
+    let begun = Instant::now();
+    acknowledged.extend(others.iter().map(|other| cluster.write(*other).0));
+    let took = begun.elapsed();
+    println!("{new} leads, written after {took:?}");
+    assert!(took < ELECTION, "two election time-outs, as a connection may take, are not waited for: {took:?}");
+    cluster.net.heal();
+    cluster.expect_same(&acknowledged);
+    cluster.stop();
+}
+
+#[test]
 fn a_leader_without_quorum_says_so_and_the_others_go_on() {
     let mut cluster = Cluster::start(4);
     let old = cluster.leader_of(&[1, 2, 3]);
