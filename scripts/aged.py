@@ -28,8 +28,8 @@ KEY_BYTES = 8
 OVERHEAD_BYTES = 100
 # Slices of the key space, of which every so many is deleted.
 SLICES = 5000
-# What a member takes for caches and buffers unless it is told: a quarter of the machine, at most this.
-BUDGET_MAX = 256 << 20
+# What a member takes unless it is told: a quarter of the machine, at most this.
+BUDGET_MAX = 384 << 20
 
 
 def size(text):

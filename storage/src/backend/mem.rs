@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -25,6 +26,7 @@ type Map = Arc<BTreeMap<Bytes, Bytes>>;
 #[derive(Default)]
 pub struct MemBackend {
     state: RwLock<State>,
+    looked_up: AtomicU64,
 }
 
 #[derive(Default)]
@@ -46,12 +48,18 @@ impl MemBackend {
     /// What a member finds that lost its power now: a new backend at the state of the last flush.
     pub fn crash(&self) -> Arc<Self> {
         let durable = self.state.read().durable.clone();
-        Arc::new(Self { state: RwLock::new(State { live: durable.clone(), durable, ..State::default() }) })
+        let state = RwLock::new(State { live: durable.clone(), durable, ..State::default() });
+        Arc::new(Self { state, ..Self::default() })
     }
 
     /// Lets the next flush be seen by [`Backend::get_durable`] only after so many looks, as RocksDB may.
     pub fn show_flushes_late(&self, looks: usize) {
         self.state.write().late_looks = looks;
+    }
+
+    /// How many keys have been looked up, one by one or many at once.
+    pub fn looked_up(&self) -> u64 {
+        self.looked_up.load(Ordering::Relaxed)
     }
 
     fn lookup(map: &Map, key: &[u8], out: &mut Vec<u8>) -> bool {
@@ -68,12 +76,14 @@ impl Backend for MemBackend {
     }
 
     fn get(&self, family: Family, key: &[u8], out: &mut Vec<u8>) -> Result<bool> {
+        self.looked_up.fetch_add(1, Ordering::Relaxed);
         Ok(Self::lookup(&self.state.read().live[family as usize], key, out))
     }
 
     fn get_many(&self, family: Family, keys: &[&[u8]], visit: &mut dyn FnMut(usize, Option<&[u8]>)) -> Result<()> {
         let state = self.state.read();
         let mut out = Vec::new();
+        self.looked_up.fetch_add(keys.len() as u64, Ordering::Relaxed);
         for (place, key) in keys.iter().enumerate() {
             let found = Self::lookup(&state.live[family as usize], key, &mut out);
             visit(place, found.then_some(&out[..]));
@@ -180,7 +190,8 @@ impl Backend for MemBackend {
             let (family, key, value) = row.ok_or_else(|| StorageError::corrupt(&path, 0, "a row is cut short"))?;
             Arc::make_mut(&mut live[family]).insert(key, value);
         }
-        Ok(Arc::new(Self { state: RwLock::new(State { durable: live.clone(), live, ..State::default() }) }))
+        let state = RwLock::new(State { durable: live.clone(), live, ..State::default() });
+        Ok(Arc::new(Self { state, ..Self::default() }))
     }
 
     fn retire(&self) {}

@@ -56,18 +56,20 @@ pub struct RocksOptions {
 impl RocksOptions {
     /// The budget if nothing else is asked: at small stores all of it is cache for the newest state.
     pub const MEMORY_BUDGET_BYTES: usize = 256 << 20;
-    /// Memtables are what a crash makes us replay: about 130,000 puts of 256 B, half a second. Larger ones would
-    /// merge less often, smaller ones restart sooner.
-    const MEMTABLE_BYTES_MAX: usize = 64 << 20;
+    /// Memtables are what a crash makes us replay: some 200,000 puts of 256 B, most of a second. Larger ones would merge
+    /// less often, smaller ones restart sooner.
+    const MEMTABLE_BYTES_MAX: usize = 96 << 20;
 
     /// Options for a directory with the default budget.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self { dir: dir.into(), memory_budget_bytes: Self::MEMORY_BUDGET_BYTES, files_open_max: 512 }
     }
 
-    /// A quarter of the budget, so that three quarters stay for reads.
+    /// Half of the budget, as long as there is so much to write; otherwise all of it is for reads. Under load a memtable is
+    /// flushed at half of this, because the one before is still being written. What it makes is merged with all of the
+    /// first level as soon as there are eight, so half as much of this is twice the work.
     fn memtable_bytes(&self) -> usize {
-        (self.memory_budget_bytes / 4).clamp(4 << 20, Self::MEMTABLE_BYTES_MAX)
+        (self.memory_budget_bytes / 2).clamp(4 << 20, Self::MEMTABLE_BYTES_MAX)
     }
 }
 

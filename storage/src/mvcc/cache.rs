@@ -203,6 +203,10 @@ impl Cache {
         Some(&entry.record)
     }
 
+    pub fn has(&self, key: &[u8]) -> bool {
+        self.place(key).is_some()
+    }
+
     pub fn insert(&mut self, key: &[u8], record: &[u8]) {
         // Copies, because the given bytes are slices of far larger buffers.
         let record = Bytes::copy_from_slice(record);

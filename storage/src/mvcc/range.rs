@@ -34,7 +34,9 @@ impl KeyRange {
             [0] => RangeEnd::Open,
             _ => RangeEnd::Before(range_end.clone()),
         };
-        Self { start: key.clone(), end }
+        // No key is less than a zero byte: a range from there has no gap before the first fence to be counted.
+        let start = if **key == [0] && end != RangeEnd::Point { Bytes::new() } else { key.clone() };
+        Self { start, end }
     }
 
     /// The single key `key`.
@@ -144,6 +146,9 @@ mod tests {
         assert!(wire(b"a", b"").contains(b"a") && !wire(b"a", b"").contains(b"aa"));
         assert!(wire(b"b", b"\0").contains(b"\xff\xff") && !wire(b"b", b"\0").contains(b"a"));
         assert!(wire(b"\0", b"\0").contains(b"\0") && wire(b"\0", b"\0").contains(b"z"));
+        assert_eq!(wire(b"\0", b"\0"), KeyRange::all());
+        assert!(wire(b"\0", b"").contains(b"\0") && !wire(b"\0", b"").contains(b"a"));
+        assert!(wire(b"\0", b"b").contains(b"\0") && !wire(b"\0", b"b").contains(b"b"));
         assert!(wire(b"a", b"c").contains(b"bzz") && !wire(b"a", b"c").contains(b"c"));
         assert!(wire(b"c", b"a").is_empty() && wire(b"a", b"a").is_empty() && !wire(b"c", b"a").contains(b"b"));
     }

@@ -160,11 +160,13 @@ impl Writer {
         self.overlay.batch.byte_len()
     }
 
-    /// Reads what puts of these keys, in this order, are going to ask for: many at once cost less than one after the other.
+    /// Reads what puts of these keys, in this order, are going to ask for and what is not known without the backend: many at
+    /// once cost less than one after the other.
     /// Puts of other keys, or in another order, read for themselves. What was read is forgotten with the next commit.
     pub fn read_ahead(&mut self, keys: impl Iterator<Item = Bytes>) -> Result<()> {
         self.ahead.clear();
-        self.ahead.keys.extend(keys);
+        let (overlay, cache) = (&self.overlay, &self.cache);
+        self.ahead.keys.extend(keys.filter(|key| overlay.newest(key).is_none() && !cache.has(key)));
         let keys = &self.ahead.keys;
         self.ahead.records.resize(keys.len(), None);
         let mut wanted: Vec<(u64, u32)> = (0..keys.len() as u32).map(|n| (first_bytes(&keys[n as usize]), n)).collect();

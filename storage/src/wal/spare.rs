@@ -22,13 +22,17 @@ const SPARE_SUFFIX: &str = ".spare";
 /// Spare files kept; further recycled segments are removed.
 const SPARES_MAX: usize = 2;
 
-/// Zeros written and synced at once: small, so that the log's own syncs never wait long behind them.
-const FILL_BYTES: usize = 1024 * 1024;
+/// Zeros synced at once: few, so that the log's own syncs never wait long behind them.
+const FILL_BYTES: u64 = 1024 * 1024;
+
+/// Zeros written at once. The page cache keeps a file in pieces (folios) as large as the writes that made them, and each later
+/// write and sync looks through the whole piece, whatever little of it has changed.
+const WRITE_BYTES: u64 = 16 * 1024;
 
 /// Pause before a spare is tried again after the disk was full.
 const FULL_RETRY: Duration = Duration::from_secs(1);
 
-static ZEROS: [u8; FILL_BYTES] = [0; FILL_BYTES];
+static ZEROS: [u8; WRITE_BYTES as usize] = [0; WRITE_BYTES as usize];
 
 /// Name of a spare file; numbers only keep them apart.
 fn spare_name(number: u64) -> String {
@@ -67,16 +71,18 @@ impl SpareMaker {
             Some(started) => started,
             None => (self.start()?, 0),
         };
-        let count = (self.segment_bytes - filled).min(FILL_BYTES as u64);
-        file.write_at(&ZEROS[..count as usize], filled)?;
+        let end = self.segment_bytes.min(filled + FILL_BYTES);
+        for at in (filled..end).step_by(WRITE_BYTES as usize) {
+            file.write_at(&ZEROS[..WRITE_BYTES.min(end - at) as usize], at)?;
+        }
         if self.sync {
             file.sync_data()?;
         }
-        let whole = filled + count == self.segment_bytes;
+        let whole = end == self.segment_bytes;
         if whole && self.sync {
             file.sync_all()?;
         }
-        self.file = Some((file, filled + count));
+        self.file = Some((file, end));
         Ok(whole)
     }
 

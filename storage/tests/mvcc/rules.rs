@@ -76,6 +76,25 @@ fn what_is_read_ahead_is_what_a_put_would_have_read() {
 }
 
 #[test]
+fn what_is_known_is_not_read_ahead() {
+    let (backend, _, mut writer) = new();
+    for round in 1..4 {
+        put(&mut writer, "hot", "1");
+        commit(&mut writer, round);
+    }
+    put(&mut writer, "under way", "1");
+    let before = backend.looked_up();
+    writer.read_ahead(["hot", "new", "under way", "hot"].map(b).into_iter()).unwrap();
+    assert_eq!(backend.looked_up() - before, 1, "only the key that neither the batch nor the cache knows");
+    for (key, replaces) in [("hot", true), ("new", false), ("under way", true), ("hot", true)] {
+        let mut txn = writer.begin();
+        assert_eq!(txn.put(b(key), b("2"), 0).unwrap().is_some(), replaces, "{key}");
+        txn.finish();
+    }
+    assert_eq!(backend.looked_up() - before, 1, "each of them was known by then");
+}
+
+#[test]
 fn history_is_dropped_though_a_flush_is_seen_late() {
     let (backend, keyspace, mut writer) = new();
     put(&mut writer, "a", "1");
