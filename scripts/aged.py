@@ -29,7 +29,7 @@ OVERHEAD_BYTES = 100
 # Slices of the key space, of which every so many is deleted.
 SLICES = 5000
 # What a member takes unless it is told: a quarter of the machine, at most this.
-BUDGET_MAX = 384 << 20
+BUDGET_MAX = 400 << 20
 
 
 def size(text):

@@ -115,7 +115,9 @@ def lists(this):
     options = this.options
 
     def ask(server, load, total):
-        report = bench(options, server, "range", "", "--prefix", "--page-size", "500", "--must-exist", "--total", total)
+        # One operation is a whole list, which takes etcd minutes.
+        report = bench(options, server, "range", "", "--prefix", "--page-size", "500", "--must-exist", "--total", total,
+                       "--stall-timeout", "3600")
         keys = report["answer_keys"] / report["succeeded"]
         if keys < 0.999 * options.list_keys:
             sys.exit(f"{this.kind} lists {keys:.0f} keys of {options.list_keys}")

@@ -97,6 +97,10 @@ pub struct CommonArgs {
     /// Succeed even if operations failed; they are reported all the same.
     #[arg(long)]
     pub allow_errors: bool,
+    /// Seconds that each call may take, as clients of gRPC say with a deadline: then the head of every call differs from the one
+    /// before in the time that is left. Calls of streams have none.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub call_timeout: Option<Duration>,
     /// Give up when no operation has been answered for this many seconds.
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30")]
     pub stall_timeout: Duration,

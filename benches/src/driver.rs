@@ -11,7 +11,7 @@ use std::{
         mpsc,
     },
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -71,12 +71,14 @@ pub struct Done {
 pub struct Caller {
     connection: Arc<Connection>,
     sender: Sender,
+    /// What each unary call may take.
+    timeout: Option<Duration>,
 }
 
 impl Caller {
-    async fn new(connection: Arc<Connection>) -> Self {
+    async fn new(connection: Arc<Connection>, timeout: Option<Duration>) -> Self {
         let sender = connection.sender().await;
-        Self { connection, sender }
+        Self { connection, sender, timeout }
     }
 
     /// The head of every call of one method, to be kept.
@@ -86,13 +88,30 @@ impl Caller {
 
     /// Sends a framed message and returns the one that answers it.
     pub async fn unary(&mut self, head: &Parts, framed: Bytes) -> Result<Bytes, CallError> {
-        self.sender.unary(head, framed).await
+        match self.timeout {
+            None => self.sender.unary(head, framed).await,
+            Some(timeout) => self.sender.unary(&with_deadline(head, timeout), framed).await,
+        }
     }
 
     /// Opens a stream in both directions.
     pub async fn stream(&mut self, head: &Parts, first: Bytes) -> Result<Duplex, CallError> {
         self.sender.stream(head, first).await
     }
+}
+
+/// The head of a call that says how much time is left, to the microsecond. Some of it has gone when a client sends the call,
+/// never as much as before.
+fn with_deadline(head: &Parts, timeout: Duration) -> Parts {
+    let gone = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_nanos() % 64);
+    let left = timeout.saturating_sub(Duration::from_micros(gone.into()));
+    let left = match left.as_micros() {
+        micros @ 1..=99_999_999 => format!("{micros}u"),
+        _ => format!("{}S", left.as_secs().clamp(1, 99_999_999)),
+    };
+    let mut head = head.clone();
+    head.headers.insert("grpc-timeout", left.try_into().expect("digits and a letter"));
+    head
 }
 
 /// An operation of one unary call.
@@ -194,6 +213,7 @@ pub fn run_operation<O: Operation>(args: &CommonArgs, operation: Arc<O>) -> Resu
                 .collect(),
             clients: share(args.clients, args.threads, number).collect(),
             rate: args.rate / f64::from(args.threads),
+            call_timeout: args.call_timeout,
         };
         let (ready, done) = (ready.clone(), done.clone());
         let name = format!("load {number}");
@@ -274,6 +294,7 @@ struct ThreadLoad<O> {
     clients: Vec<u32>,
     /// Operations per second; 0: closed loop.
     rate: f64,
+    call_timeout: Option<Duration>,
 }
 
 impl<O: Operation> ThreadLoad<O> {
@@ -316,8 +337,9 @@ impl<O: Operation> ThreadLoad<O> {
         for (place, &number) in self.clients.iter().enumerate() {
             let connection = connections[place % connections.len()].clone();
             let operation = self.operation.clone();
+            let timeout = self.call_timeout;
             opening.spawn(async move {
-                let mut caller = Caller::new(connection).await;
+                let mut caller = Caller::new(connection, timeout).await;
                 let client = operation.open(number, &mut caller).await?;
                 Ok::<_, CallError>((number, caller, client))
             });

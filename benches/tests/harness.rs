@@ -1,8 +1,5 @@
 //! The load harness against a server that misbehaves: everything that goes wrong must show in the report.
 
-#[path = "../../client/tests/fake_server.rs"]
-mod fake_server;
-
 use std::{
     collections::HashSet,
     sync::{
@@ -12,49 +9,20 @@ use std::{
     time::Duration,
 };
 
-use clap::Parser;
 use daymark_api::{
     etcdserverpb::{
-        PutRequest, PutResponse, RangeRequest, RangeResponse, ResponseHeader, StatusResponse, WatchRequest,
-        WatchResponse, watch_request::RequestUnion,
+        PutRequest, PutResponse, RangeRequest, RangeResponse, WatchRequest, WatchResponse, watch_request::RequestUnion,
     },
     mvccpb::{Event, KeyValue},
 };
-use daymark_benches::cli::{BenchArgs, run};
-use fake_server::{Call, FakeServer, Outgoing};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-#[derive(Parser)]
-struct Cli {
-    #[command(flatten)]
-    bench: BenchArgs,
-}
-
-/// Runs `bench` with these words; returns its outcome and the JSON report.
-fn bench(server: &FakeServer, words: &str) -> (anyhow::Result<()>, Value) {
-    let dir = tempfile::tempdir().expect("a directory");
-    let report = dir.path().join("report.json");
-    let address = server.address();
-    let fixed = ["--endpoints", &address, "--json", report.to_str().expect("plain path")];
-    let words = ["bench"].into_iter().chain(words.split_whitespace()).chain(fixed);
-    let outcome = run(&Cli::try_parse_from(words).expect("valid flags").bench);
-    let json = std::fs::read(&report).expect("a report");
-    (outcome, serde_json::from_slice(&json).expect("valid JSON"))
-}
-
-fn header() -> Option<ResponseHeader> {
-    Some(ResponseHeader { revision: 1, ..Default::default() })
-}
+use crate::fake_server::{Call, FakeServer, Outgoing};
+use crate::{answer_status, bench, header, run_words};
 
 fn put_answer() -> PutResponse {
-    PutResponse { header: header(), prev_kv: None }
-}
-
-/// Answers what is not a put: the status request after each run.
-fn answer_status(call: Call) {
-    assert_eq!(call.path, "/etcdserverpb.Maintenance/Status");
-    call.answer(&StatusResponse { header: header(), version: "3.6.0".to_owned(), ..Default::default() });
+    PutResponse { header: header(1), prev_kv: None }
 }
 
 /// A server whose answer to put number `n` (from 0) is up to the test.
@@ -217,7 +185,7 @@ fn ranges_read_the_keys_that_puts_wrote() {
                     let range: RangeRequest = call.incoming.message().await.expect("a range");
                     assert!(range.serializable);
                     let count = i64::from(keys.lock().expect("not poisoned").contains(&range.key));
-                    call.answer(&RangeResponse { header: header(), count, ..Default::default() });
+                    call.answer(&RangeResponse { header: header(1), count, ..Default::default() });
                 }
                 _ => answer_status(call),
             }
@@ -274,14 +242,14 @@ async fn serve_watches(
                 let Some(RequestUnion::CreateRequest(create)) = request.request_union else { panic!("a create") };
                 let watch_id = prefixes.len() as i64;
                 prefixes.push(create.key);
-                stream.send(&WatchResponse { watch_id, created: true, header: header(), ..Default::default() });
+                stream.send(&WatchResponse { watch_id, created: true, header: header(1), ..Default::default() });
             }
             Some((number, put)) = puts.recv() => {
                 let mod_revision = number as i64 + 2;
                 let kv = KeyValue { key: put.key.clone(), value: put.value, mod_revision, ..Default::default() };
                 let answer = WatchResponse {
                     events: vec![Event { kv: Some(kv), ..Default::default() }],
-                    header: header(),
+                    header: header(1),
                     ..Default::default()
                 };
                 for (watch_id, _) in prefixes.iter().enumerate().filter(|(_, prefix)| put.key.starts_with(prefix)) {
@@ -323,11 +291,9 @@ fn a_repeated_event_is_noticed_by_every_watcher() {
 
 #[test]
 fn no_server_is_an_error_that_names_it() {
-    let args = Cli::try_parse_from(["bench", "put", "--endpoints", "127.0.0.1:1"]).expect("valid flags");
-    let error = run(&args.bench).expect_err("nobody listens there");
+    let error = run_words(["put", "--endpoints", "127.0.0.1:1"]).expect_err("nobody listens there");
     assert_eq!(error.to_string(), "cannot connect to 127.0.0.1:1");
     for bad in ["put --rate -1", "put --total 0", "put --threads 2", "put --endpoints nowhere"] {
-        let args = Cli::try_parse_from(["bench"].into_iter().chain(bad.split_whitespace()));
-        assert!(args.is_err() || run(&args.expect("parsed").bench).is_err(), "{bad} was accepted");
+        assert!(run_words(bad.split_whitespace()).is_err(), "{bad} was accepted");
     }
 }

@@ -1,9 +1,6 @@
 //! The loads of `daymark bench` against a server whose answers the test decides: what they send, what they count, and
 //! which wrong answers they notice.
 
-#[path = "../../client/tests/fake_server.rs"]
-mod fake_server;
-
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::{
@@ -13,46 +10,17 @@ use std::{
 };
 
 use bytes::Bytes;
-use clap::Parser;
 use daymark_api::{
     etcdserverpb::{
         LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, PutRequest, PutResponse,
-        RangeRequest, RangeResponse, ResponseHeader, ResponseOp, StatusResponse, TxnRequest, TxnResponse, WatchRequest,
-        WatchResponse, compare::TargetUnion, request_op::Request, response_op::Response, watch_request::RequestUnion,
+        RangeRequest, RangeResponse, ResponseOp, TxnRequest, TxnResponse, WatchRequest, WatchResponse,
+        compare::TargetUnion, request_op::Request, response_op::Response, watch_request::RequestUnion,
     },
     mvccpb::{Event, KeyValue},
 };
-use daymark_benches::cli::{BenchArgs, run};
-use fake_server::{Call, FakeServer};
-use serde_json::Value;
 
-#[derive(Parser)]
-struct Cli {
-    #[command(flatten)]
-    bench: BenchArgs,
-}
-
-/// Runs `bench` with these words; returns its outcome and the JSON report.
-fn bench(server: &FakeServer, words: &str) -> (anyhow::Result<()>, Value) {
-    let dir = tempfile::tempdir().expect("a directory");
-    let report = dir.path().join("report.json");
-    let address = server.address();
-    let fixed = ["--endpoints", &address, "--json", report.to_str().expect("plain path")];
-    // An empty key is written ''.
-    let words = ["bench"].into_iter().chain(words.split_whitespace().map(|word| if word == "''" { "" } else { word }));
-    let outcome = run(&Cli::try_parse_from(words.chain(fixed)).expect("valid flags").bench);
-    let json = std::fs::read(&report).expect("a report");
-    (outcome, serde_json::from_slice(&json).expect("valid JSON"))
-}
-
-fn header(revision: i64) -> Option<ResponseHeader> {
-    Some(ResponseHeader { revision, ..Default::default() })
-}
-
-fn answer_status(call: Call) {
-    assert_eq!(call.path, "/etcdserverpb.Maintenance/Status");
-    call.answer(&StatusResponse { header: header(1), version: "3.6.0".to_owned(), ..Default::default() });
-}
+use crate::fake_server::{Call, FakeServer};
+use crate::{answer_status, bench, header, run_words};
 
 /// A server that keeps keys, with the revision of their last change, and answers as etcd does as far as the loads ask.
 #[derive(Clone, Default)]
@@ -146,6 +114,34 @@ impl Store {
     fn calls(&self, path: &str) -> u64 {
         self.calls.lock().expect("not poisoned").get(path).copied().unwrap_or(0)
     }
+}
+
+#[test]
+fn calls_with_a_deadline_say_what_is_left_of_it() {
+    let timeouts = Arc::new(Mutex::new(Vec::new()));
+    let seen = timeouts.clone();
+    let server = FakeServer::start(move |call: Call| {
+        let seen = seen.clone();
+        async move {
+            if call.path != "/etcdserverpb.KV/Put" {
+                return answer_status(call);
+            }
+            seen.lock().expect("not poisoned").push(call.timeout.clone());
+            call.answer(&PutResponse { header: header(2), ..Default::default() });
+        }
+    });
+    let (outcome, _) = bench(&server, "put --total 100");
+    outcome.expect("a good run");
+    assert!(timeouts.lock().expect("not poisoned").drain(..).all(|timeout| timeout.is_none()));
+    let (outcome, _) = bench(&server, "put --total 100 --call-timeout 5");
+    outcome.expect("a good run");
+    let left = timeouts.lock().expect("not poisoned").clone();
+    let micros = |left: &Option<String>| left.as_ref()?.strip_suffix('u')?.parse::<u64>().ok();
+    assert!(
+        left.iter().all(|left| micros(left).is_some_and(|left| (4_999_900..=5_000_000).contains(&left))),
+        "{left:?}"
+    );
+    assert!(left.iter().collect::<HashSet<_>>().len() > 10, "they differ: {left:?}");
 }
 
 #[test]
@@ -435,8 +431,7 @@ fn reports_become_a_page_with_figures() {
     std::fs::write(&compared, text).expect("written");
     let page = |files: &[&std::path::Path], out: &std::path::Path| {
         let files = files.iter().map(|file| file.to_str().expect("plain"));
-        let words = ["bench", "report", "--out", out.to_str().expect("plain")].into_iter().chain(files);
-        run(&Cli::try_parse_from(words).expect("valid flags").bench)
+        run_words(["report", "--out", out.to_str().expect("plain")].into_iter().chain(files))
     };
     let out = dir.path().join("page");
     page(&[&run_file, &compared], &out).expect("a page");

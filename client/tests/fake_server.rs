@@ -59,8 +59,15 @@ where
             let Ok(mut connection) = server::handshake(socket).await else { return };
             while let Some(Ok((request, respond))) = connection.accept().await {
                 let path = request.uri().path().to_owned();
-                let token = request.headers().get("token").map(|token| token.to_str().expect("ASCII").to_owned());
-                tokio::spawn(handler(Call { path, token, incoming: Incoming::new(request.into_body()), respond }));
+                let header = |name| request.headers().get(name).map(|value| value.to_str().expect("ASCII").to_owned());
+                let (token, timeout) = (header("token"), header("grpc-timeout"));
+                tokio::spawn(handler(Call {
+                    path,
+                    token,
+                    timeout,
+                    incoming: Incoming::new(request.into_body()),
+                    respond,
+                }));
             }
         });
     }
@@ -72,6 +79,9 @@ pub struct Call {
     /// Who calls.
     #[allow(dead_code, reason = "not every test that shares this file looks at it")]
     pub token: Option<String>,
+    /// How long the caller waits.
+    #[allow(dead_code, reason = "not every test that shares this file looks at it")]
+    pub timeout: Option<String>,
     pub incoming: Incoming,
     respond: SendResponse<Bytes>,
 }

@@ -362,7 +362,7 @@ pub const WATCHER_BYTES: usize = 256;
 /// Distance of progress bookmarks, unless set.
 pub const WATCH_PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
 pub const WATCH_PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
-/// How the memory budget is split. The parts are [`CACHED_EIGHTHS`] of it; the rest is for the program, its connections, usual
+/// How the memory budget is split. The parts are [`CACHED_FIFTHS`] of it; the rest is for the program, its connections, usual
 /// requests, merging, and what the allocator has not given back yet. What unusual requests need comes on top and is
 /// bounded above.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -380,10 +380,10 @@ pub struct MemorySplit {
 /// Least memory budget: below it RocksDB stalls.
 pub const MEMORY_BUDGET_BYTES_MIN: u64 = 96 << 20;
 /// Most that is taken if no budget is given.
-pub const MEMORY_BUDGET_BYTES_DEFAULT: u64 = 384 << 20;
-/// So many eighths of the budget are caches and buffers. Under full load, with a large store, the process takes about 120 MiB
+pub const MEMORY_BUDGET_BYTES_DEFAULT: u64 = 400 << 20;
+/// So many fifths of the budget are caches and buffers. Under full load, with a large store, the process takes up to 145 MiB
 /// beside them.
-pub const CACHED_EIGHTHS: u64 = 5;
+pub const CACHED_FIFTHS: u64 = 3;
 /// Most of the log's end that is kept in memory: what was not long ago on its way to other members, some 50,000 small
 /// puts. What lies further back is in the system's file cache.
 pub const WAL_TAIL_BYTES_MAX: u64 = 16 << 20;
@@ -400,7 +400,7 @@ pub fn memory_budget(given_bytes: u64, machine_bytes: u64) -> u64 {
 /// Splits a budget: of the cached part a quarter for hot records, an eighth for the rings together, no more than that for the
 /// log's tail, and the rest for the backend. A record takes a thirtieth of the block that it would be looked up in.
 pub fn split_memory(budget_bytes: u64, net_threads: usize) -> MemorySplit {
-    let cached = budget_bytes / 8 * CACHED_EIGHTHS;
+    let cached = budget_bytes / 5 * CACHED_FIFTHS;
     let (record_cache_bytes, rings_bytes) = (cached / 4, cached / 8);
     let wal_tail_bytes = (cached / 8).min(WAL_TAIL_BYTES_MAX);
     MemorySplit {
@@ -422,7 +422,7 @@ mod tests {
                 let split = split_memory(budget, threads);
                 let rings = split.ring_bytes * threads.max(1) as u64;
                 let sum = split.backend_bytes + split.record_cache_bytes + split.wal_tail_bytes + rings;
-                let cached = budget / 8 * CACHED_EIGHTHS;
+                let cached = budget / 5 * CACHED_FIFTHS;
                 assert!(sum <= cached && sum + 64 >= cached, "{budget} {threads}: {split:?}");
             }
         }

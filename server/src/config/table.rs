@@ -239,7 +239,7 @@ const UNSAFE: &[Flag] = &[
 #[rustfmt::skip] // A table reads by its columns.
 const OURS: &[Flag] = &[
     used   ("daymark-http2-server", Choice(&["lean", "h2"]), "lean", "what serves gRPC: our own HTTP/2, or the library h2"),
-    used   ("daymark-memory-budget-bytes", Unsigned, "0", "memory of the member in all, of which five eighths are caches; 0: a quarter of the machine, at most 384 MiB"),
+    used   ("daymark-memory-budget-bytes", Unsigned, "0", "memory of the member in all, of which three fifths are caches; 0: a quarter of the machine, at most 400 MiB"),
     used   ("daymark-net-threads", Unsigned, "0", "threads that serve connections; 0: one per core"),
 ];
 
