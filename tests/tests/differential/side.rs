@@ -192,10 +192,7 @@ impl Side {
                 format!("{answer:?}")
             }
             Request::WatchCreate(create) => self.create_watch(create).await,
-            Request::WatchCancel(watch_id) => {
-                self.say(RequestUnion::CancelRequest(WatchCancelRequest { watch_id })).await;
-                String::new()
-            }
+            Request::WatchCancel(watch_id) => self.cancel_watch(watch_id).await,
             Request::RangeStream(range) => self.range_stream(range).await?,
             Request::WatchOnce(create) => self.watch_once(create).await?,
             Request::Login(who, password) => self.login(who, password).await?,
@@ -348,6 +345,21 @@ impl Side {
         String::new()
     }
 
+    /// Cancels a watcher and waits until it is gone, so that it sees no later write. Nobody answers for one that there is not.
+    async fn cancel_watch(&mut self, watch_id: i64) -> String {
+        let stands = |side: &Self| side.watched.lock().expect("no panic while held").stands(watch_id);
+        let stood = stands(self);
+        self.say(RequestUnion::CancelRequest(WatchCancelRequest { watch_id })).await;
+        let limit = Instant::now() + SETTLE_MAX;
+        while stood && stands(self) {
+            if Instant::now() > limit {
+                return "not canceled".to_owned();
+            }
+            sleep(Duration::from_micros(200)).await;
+        }
+        String::new()
+    }
+
     /// Everything that the watchers were told, once the server has been silent for a while.
     pub async fn told(&self) -> Vec<String> {
         sleep(QUIET * 2).await;
@@ -408,6 +420,16 @@ impl Watched {
         let lines = self.by_id.get(&id).into_iter().flatten();
         let kept = lines.filter(|line| line.deleted_at.is_none_or(|at| !self.compacted.contains(&at)));
         kept.map(|line| line.text.as_str()).collect()
+    }
+
+    /// Whether a watcher was created and has not been cancelled since.
+    fn stands(&self, id: i64) -> bool {
+        let lines = self.by_id.get(&id).into_iter().flatten();
+        let told = lines.filter_map(|line| {
+            let said = line.text.strip_prefix("created ")?;
+            Some(said.starts_with("true canceled false"))
+        });
+        told.last() == Some(true)
     }
 
     fn is_quiet(&self, quiet: Duration) -> bool {
