@@ -425,11 +425,11 @@ impl Watched {
     /// Whether a watcher was created and has not been cancelled since.
     fn stands(&self, id: i64) -> bool {
         let lines = self.by_id.get(&id).into_iter().flatten();
-        let told = lines.filter_map(|line| {
+        let mut told = lines.filter_map(|line| {
             let said = line.text.strip_prefix("created ")?;
             Some(said.starts_with("true canceled false"))
         });
-        told.last() == Some(true)
+        told.next_back() == Some(true)
     }
 
     fn is_quiet(&self, quiet: Duration) -> bool {
