@@ -56,7 +56,7 @@ pub struct RocksOptions {
 impl RocksOptions {
     /// The budget if nothing else is asked: at small stores all of it is cache for the newest state.
     pub const MEMORY_BUDGET_BYTES: usize = 256 << 20;
-    /// Memtables are what a crash makes us replay: some 200,000 puts of 256 B, most of a second. Larger ones would merge
+    /// Memtables are what a crash makes us replay: some 200,000 puts of 256 B, half a second. Larger ones would merge
     /// less often, smaller ones restart sooner.
     const MEMTABLE_BYTES_MAX: usize = 96 << 20;
 
