@@ -100,8 +100,8 @@ impl Caller {
     }
 }
 
-/// The head of a call that says how much time is left, to the microsecond. Some of it has gone when a client sends the call,
-/// never as much as before.
+/// The head of a call that says how much time is left, to the microsecond. Some of it has gone when a client sends the call: here
+/// up to 63 us, rarely as much as for the call before.
 fn with_deadline(head: &Parts, timeout: Duration) -> Parts {
     let gone = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_nanos() % 64);
     let left = timeout.saturating_sub(Duration::from_micros(gone.into()));
