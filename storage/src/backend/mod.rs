@@ -1,6 +1,8 @@
 //! The backend seam: five families of ordered bytes, changed by atomic write batches. Knows nothing of revisions
 //! except the history floor, below which it may forget stubs, and nothing of the raft log that makes it durable.
 
+#[cfg(any(feature = "rocksdb", test))]
+mod memtable;
 #[cfg(feature = "rocksdb")]
 pub mod rocks;
 

@@ -16,7 +16,7 @@ use rocksdb::{
     WaitForCompactOptions, WriteBufferManager, WriteOptions,
 };
 
-use super::{Backend, BackendSize, CopyUse, Cursor, Direction, Family, Span, View, WriteBatch};
+use super::{Backend, BackendSize, CopyUse, Cursor, Direction, Family, Span, View, WriteBatch, memtable};
 use crate::disk::{Disk, RealDisk};
 use crate::error::{Result, StorageError};
 use crate::mvcc::{Revision, layout};
@@ -127,6 +127,7 @@ impl RocksBackend {
         let memtables =
             WriteBufferManager::new_write_buffer_manager_with_cache(options.memtable_bytes(), false, cache.clone());
         let history_floor = Arc::new(AtomicI64::new(0));
+        memtable::register();
         let database = database_options(&options, &memtables).map_err(|error| explain(&dir, error))?;
         let mut families = Vec::new();
         for family in Family::ALL {
@@ -482,9 +483,8 @@ fn database_options(
     Ok(o)
 }
 
-/// A memtable remembers where the last key went, and looks for the next one from there: keys of a batch come in order. The
-/// only name of this option is in text; an empty prefix means one such place for all keys.
-const INSERT_WITH_HINT: &str = "memtable_insert_with_hint_prefix_extractor=rocksdb.CappedPrefix.0";
+/// The memtable of ours. Text, because the bindings know only RocksDB's own.
+const MEMTABLE: &str = "memtable_factory=";
 
 fn family_options(
     family: Family,
@@ -492,7 +492,7 @@ fn family_options(
     cache: &Cache,
     floor: &Arc<AtomicI64>,
 ) -> std::result::Result<Options, rocksdb::Error> {
-    let mut o = Options::default().get_options_from_string(INSERT_WITH_HINT)?;
+    let mut o = Options::default().get_options_from_string([MEMTABLE, memtable::FACTORY].concat())?;
     // The write buffer manager decides over all families together; no family flushes alone before it.
     o.set_write_buffer_size(options.memtable_bytes());
     // One filling, one being flushed, one waiting: what a slow disk may add to the replay after a crash.
