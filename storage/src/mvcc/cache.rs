@@ -6,7 +6,8 @@ use std::hash::{BuildHasher, Hash};
 use std::mem;
 
 use bytes::Bytes;
-use hashbrown::{HashMap, HashTable};
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry as Found;
 use rustc_hash::FxBuildHasher;
 
 use super::fences::{Turnover, TurnoverMark};
@@ -18,27 +19,73 @@ use crate::backend::{Family, Mark, ValueRef, WriteBatch};
 /// Room for so many keys is kept from batch to batch.
 const KEPT_MAX: usize = 1 << 14;
 
+/// And for so many bytes of them.
+const KEPT_BYTES_MAX: usize = 64 * KEPT_MAX;
+
+/// Keys, copied one behind the other: that costs less than to hold on to each of them, and they are found near together.
+#[derive(Default)]
+pub(super) struct Keys {
+    bytes: Vec<u8>,
+}
+
+/// Where a key is.
+#[derive(Copy, Clone)]
+pub(super) struct KeyRef {
+    start: usize,
+    len: u32,
+}
+
+impl Keys {
+    pub fn push(&mut self, key: &[u8]) -> KeyRef {
+        let len = u32::try_from(key.len()).expect("keys are far below 4 GiB");
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(key);
+        KeyRef { start, len }
+    }
+
+    pub fn get(&self, at: KeyRef) -> &[u8] {
+        &self.bytes[at.start..][..at.len as usize]
+    }
+
+    /// Forgets `at` and what was pushed after it.
+    fn cut(&mut self, at: KeyRef) {
+        self.bytes.truncate(at.start);
+    }
+
+    /// Forgets them all. Room that unusually many have taken is given back.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.bytes.shrink_to(KEPT_BYTES_MAX);
+    }
+}
+
 /// The write batch in progress, made readable. Exact keys are found by hash; an order of keys exists only once a
 /// range is read within the batch, so that a plain put does not pay for it.
 #[derive(Default)]
 pub(super) struct Overlay {
     pub batch: WriteBatch,
-    newest: HashMap<Bytes, Newest, FxBuildHasher>,
+    keys: Keys,
+    /// In the order in which the keys were first changed.
+    newest: Vec<Newest>,
+    /// Places in `newest`, by key.
+    places: HashTable<u32>,
     /// Ascending.
     undo: Vec<(Revision, ValueRef)>,
-    /// Keys that `newest` holds or has held; together complete.
+    /// The keys of the first so many of `newest`, and perhaps some that it has held.
     ordered: BTreeSet<Bytes>,
-    unordered: Vec<Bytes>,
+    ordered_count: usize,
     /// None is a deletion.
     tables: BTreeMap<(Family, Vec<u8>), Option<ValueRef>>,
-    /// What the transaction in progress has replaced in `newest`, in order.
-    replaced: Vec<(Bytes, Option<Newest>)>,
+    /// Places in `newest` that the transaction in progress has changed, in order, with the record that was there before;
+    /// none where it has added the place.
+    replaced: Vec<(u32, Option<ValueRef>)>,
     /// Keys that came and went.
     pub turnover: Turnover,
 }
 
 #[derive(Copy, Clone)]
 struct Newest {
+    key: KeyRef,
     at: ValueRef,
     /// Whether the key had a record before this batch: then it is changed repeatedly, and worth caching.
     repeated: bool,
@@ -60,33 +107,58 @@ impl Overlay {
 
     /// Takes back everything since `mark`. What remains in the order of keys is only a hint where to look.
     pub fn abort(&mut self, mark: TxnMark) {
-        while let Some((key, before)) = self.replaced.pop() {
+        while let Some((place, before)) = self.replaced.pop() {
             match before {
-                Some(before) => self.newest.insert(key, before),
-                None => self.newest.remove(&key),
-            };
+                Some(before) => self.newest[place as usize].at = before,
+                None => self.forget_last(place),
+            }
         }
+        self.ordered_count = self.ordered_count.min(self.newest.len());
         self.undo.truncate(mark.undo);
         self.turnover.cut(mark.turnover);
         self.batch.cut(mark.batch);
     }
 
-    /// Adds a change of `key`: its new record and its undo record.
-    pub fn change(&mut self, key: &Bytes, revision: Revision, record: &[u8], undo: &[u8], repeated: bool) {
-        let at = self.batch.put(Family::Cur, key, record);
-        let before = self.newest.insert(key.clone(), Newest { at, repeated });
-        match before {
-            // Whether the key is older than the batch is not changed by a second change within it.
-            Some(before) => self.newest.get_mut(key).expect("just inserted").repeated = before.repeated,
-            None => self.unordered.push(key.clone()),
+    /// Forgets the key that was added last, which has that place.
+    fn forget_last(&mut self, place: u32) {
+        let last = self.newest.pop().expect("what was added is there");
+        debug_assert_eq!(self.newest.len(), place as usize);
+        if let Ok(found) = self.places.find_entry(hash(self.keys.get(last.key)), |other| *other == place) {
+            found.remove();
         }
-        self.replaced.push((key.clone(), before));
+        self.keys.cut(last.key);
+    }
+
+    /// Adds a change of `key`: its new record and its undo record.
+    pub fn change(&mut self, key: &[u8], revision: Revision, record: &[u8], undo: &[u8], repeated: bool) {
+        let at = self.batch.put(Family::Cur, key, record);
+        let (keys, newest) = (&mut self.keys, &mut self.newest);
+        let is_it = |place: &u32| keys.get(newest[*place as usize].key) == key;
+        let rehash = |place: &u32| hash(keys.get(newest[*place as usize].key));
+        match self.places.entry(hash(key), is_it, rehash) {
+            // Whether the key is older than the batch is not changed by a second change within it.
+            Found::Occupied(place) => {
+                let before = mem::replace(&mut newest[*place.get() as usize].at, at);
+                self.replaced.push((*place.get(), Some(before)));
+            }
+            Found::Vacant(room) => {
+                let place = u32::try_from(newest.len()).expect("a batch has far fewer keys than 2^32");
+                room.insert(place);
+                newest.push(Newest { key: keys.push(key), at, repeated });
+                self.replaced.push((place, None));
+            }
+        }
         let at = self.batch.put(Family::Log, &layout::revision_key(revision), undo);
         self.undo.push((revision, at));
     }
 
     pub fn newest(&self, key: &[u8]) -> Option<&[u8]> {
-        self.newest.get(key).map(|newest| self.batch.value(newest.at))
+        if self.newest.is_empty() {
+            return None;
+        }
+        let is_it = |place: &u32| self.keys.get(self.newest[*place as usize].key) == key;
+        let place = self.places.find(hash(key), is_it)?;
+        Some(self.batch.value(self.newest[*place as usize].at))
     }
 
     pub fn undo(&self, revision: Revision) -> Option<&[u8]> {
@@ -96,19 +168,21 @@ impl Overlay {
 
     /// Must be called before a range is read.
     pub fn order(&mut self) {
-        self.ordered.extend(self.unordered.drain(..));
+        let unordered = &self.newest[self.ordered_count..];
+        self.ordered.extend(unordered.iter().map(|newest| Bytes::copy_from_slice(self.keys.get(newest.key))));
+        self.ordered_count = self.newest.len();
     }
 
     /// Keys of `range` with a record in the batch, in order. [`Overlay::order`] must have been called before.
     pub fn keys_in<'a>(&'a self, range: &'a KeyRange) -> impl Iterator<Item = &'a Bytes> {
-        assert!(self.unordered.is_empty(), "the keys are ordered before a range of them is read");
+        assert!(self.ordered_count == self.newest.len(), "the keys are ordered before a range of them is read");
         let from = self.ordered.range(range.start.clone()..);
         let inside = from.take_while(move |key| match &range.end {
             RangeEnd::Point => **key == range.start,
             RangeEnd::Before(end) => *key < end,
             RangeEnd::Open => true,
         });
-        inside.filter(|key| self.newest.contains_key(*key))
+        inside.filter(|key| self.newest(key).is_some())
     }
 
     /// The same keys with their records.
@@ -145,17 +219,18 @@ impl Overlay {
     /// Hands what is worth it to the cache and forgets all that is known of the batch, which itself is left to be
     /// written. Room that an unusually large one has taken is given back.
     pub fn finish(&mut self, cache: &mut Cache) {
-        for (key, newest) in self.newest.drain() {
-            if newest.repeated {
-                cache.insert(&key, self.batch.value(newest.at));
-            }
+        for newest in self.newest.iter().filter(|newest| newest.repeated) {
+            cache.insert(self.keys.get(newest.key), self.batch.value(newest.at));
         }
+        self.keys.clear();
+        self.newest.clear();
         self.newest.shrink_to(KEPT_MAX);
+        self.places.clear();
+        self.places.shrink_to(KEPT_MAX, |_| unreachable!("it is empty"));
         self.undo.clear();
         self.undo.shrink_to(KEPT_MAX);
         self.ordered.clear();
-        self.unordered.clear();
-        self.unordered.shrink_to(KEPT_MAX);
+        self.ordered_count = 0;
         self.tables.clear();
         self.replaced.clear();
         self.replaced.shrink_to(KEPT_MAX);
@@ -278,15 +353,35 @@ mod tests {
     #[test]
     fn abort_restores_the_batch() {
         let mut overlay = Overlay::default();
-        let key = Bytes::from_static(b"k");
         overlay.begin();
-        overlay.change(&key, Revision::first_of(2), b"one", b"undo", false);
-        let mark = overlay.begin();
-        overlay.change(&key, Revision::first_of(3), b"two", b"undo", true);
-        overlay.change(&Bytes::from_static(b"l"), Revision { main: 3, sub: 1 }, b"two", b"undo", true);
-        overlay.abort(mark);
+        overlay.change(b"k", Revision::first_of(2), b"one", b"undo", false);
+        for is_read in [false, true] {
+            let mark = overlay.begin();
+            overlay.change(b"k", Revision::first_of(3), b"two", b"undo", true);
+            overlay.change(b"l", Revision { main: 3, sub: 1 }, b"two", b"undo", true);
+            overlay.change(b"l", Revision { main: 3, sub: 2 }, b"three", b"undo", true);
+            if is_read {
+                overlay.order();
+                assert_eq!(overlay.newest_in(&KeyRange::all()).len(), 2);
+            }
+            overlay.change(b"m", Revision { main: 3, sub: 3 }, b"two", b"undo", true);
+            overlay.abort(mark);
+            assert_eq!(
+                (overlay.newest(b"k"), overlay.newest(b"l"), overlay.newest(b"m")),
+                (Some(&b"one"[..]), None, None)
+            );
+            overlay.order();
+            assert_eq!(overlay.newest_in(&KeyRange::all()), [(&b"k"[..], Some(&b"one"[..]))]);
+            assert_eq!((overlay.batch.len(), overlay.undo(Revision::first_of(3))), (2, None));
+        }
+        overlay.begin();
+        overlay.change(b"m", Revision::first_of(3), b"three", b"undo", true);
         overlay.order();
-        assert_eq!(overlay.newest_in(&KeyRange::all()), [(&b"k"[..], Some(&b"one"[..]))]);
-        assert_eq!((overlay.batch.len(), overlay.undo(Revision::first_of(3))), (2, None));
+        let all = [(&b"k"[..], Some(&b"one"[..])), (&b"m"[..], Some(&b"three"[..]))];
+        assert_eq!(overlay.newest_in(&KeyRange::all()), all);
+        let mut cache = Cache::new(1 << 20);
+        overlay.finish(&mut cache);
+        assert_eq!(cache.get(b"k"), None);
+        assert_eq!(cache.get(b"m").map(|record| &record[..]), Some(&b"three"[..]));
     }
 }

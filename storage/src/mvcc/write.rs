@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
-use super::cache::{Cache, Overlay, TxnMark};
+use super::cache::{Cache, KeyRef, Keys, Overlay, TxnMark};
 use super::event::{Event, EventKind, KeyValue};
 use super::layout::{self, Meta, Op, Position, Record, UndoRecord};
 use super::range::{KeyRange, RangeOptions, RangeResult};
@@ -88,17 +88,18 @@ const LOOK_AHEAD_MAX: usize = 8;
 /// Records read before they are asked for, in the order in which that is expected.
 #[derive(Default)]
 struct Ahead {
-    keys: Vec<Bytes>,
-    records: Vec<Option<Bytes>>,
+    keys: Keys,
+    records: Vec<(KeyRef, Option<Bytes>)>,
     next: usize,
 }
 
 impl Ahead {
     /// What was read of `key`, if that is asked for next or soon: others may have been given up before they were.
-    fn take(&mut self, key: &Bytes) -> Option<Option<Bytes>> {
-        let place = self.next + self.keys[self.next..].iter().take(LOOK_AHEAD_MAX).position(|next| next == key)?;
-        self.next = place + 1;
-        Some(self.records[place].take())
+    fn take(&mut self, key: &[u8]) -> Option<Option<Bytes>> {
+        let soon = self.records[self.next..].iter_mut().take(LOOK_AHEAD_MAX);
+        let (passed, (_, record)) = soon.enumerate().find(|(_, (at, _))| self.keys.get(*at) == key)?;
+        self.next += passed + 1;
+        Some(record.take())
     }
 
     fn clear(&mut self) {
@@ -163,20 +164,22 @@ impl Writer {
     /// Reads what puts of these keys, in this order, are going to ask for and what is not known without the backend: many at
     /// once cost less than one after the other.
     /// Puts of other keys, or in another order, read for themselves. What was read is forgotten with the next commit.
-    pub fn read_ahead(&mut self, keys: impl Iterator<Item = Bytes>) -> Result<()> {
+    pub fn read_ahead(&mut self, keys: impl Iterator<Item = impl AsRef<[u8]>>) -> Result<()> {
         self.ahead.clear();
-        let (overlay, cache) = (&self.overlay, &self.cache);
-        self.ahead.keys.extend(keys.filter(|key| overlay.newest(key).is_none() && !cache.has(key)));
-        let keys = &self.ahead.keys;
-        self.ahead.records.resize(keys.len(), None);
-        let mut wanted: Vec<(u64, u32)> = (0..keys.len() as u32).map(|n| (first_bytes(&keys[n as usize]), n)).collect();
-        wanted.sort_by(|(a_first, a), (b_first, b)| {
-            a_first.cmp(b_first).then_with(|| keys[*a as usize].cmp(&keys[*b as usize]))
-        });
-        let sorted: Vec<&[u8]> = wanted.iter().map(|(_, n)| &keys[*n as usize][..]).collect();
-        let records = &mut self.ahead.records;
+        let Ahead { keys: ahead, records, .. } = &mut self.ahead;
+        let mut wanted: Vec<(u64, u32)> = Vec::new();
+        for key in keys {
+            let key = key.as_ref();
+            if self.overlay.newest(key).is_none() && !self.cache.has(key) {
+                wanted.push((first_bytes(key), records.len() as u32));
+                records.push((ahead.push(key), None));
+            }
+        }
+        let key = |place: u32| ahead.get(records[place as usize].0);
+        wanted.sort_unstable_by(|(a_first, a), (b_first, b)| a_first.cmp(b_first).then_with(|| key(*a).cmp(key(*b))));
+        let sorted: Vec<&[u8]> = wanted.iter().map(|(_, place)| key(*place)).collect();
         self.shared.backend.get_many(Family::Cur, &sorted, &mut |place, record| {
-            records[wanted[place].1 as usize] = record.map(Bytes::copy_from_slice);
+            records[wanted[place].1 as usize].1 = record.map(Bytes::copy_from_slice);
         })
     }
 
