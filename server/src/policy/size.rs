@@ -1,41 +1,30 @@
 //! How large the data is, cheap enough to be asked for each write: measured now and then by the upkeep, and since then
 //! estimated from what was written. Does not decide what is too large.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
-use arc_swap::ArcSwap;
 use daymark_storage::Result;
 use daymark_storage::mvcc::Keyspace;
-
-/// One measurement.
-#[derive(Copy, Clone, Debug, Default)]
-struct Measured {
-    /// Files on disk, and what is not flushed yet.
-    bytes: u64,
-    /// Of these, what the newest state and its history need, as an estimate.
-    in_use_bytes: u64,
-    /// What had been written by then, see [`Keyspace::written_bytes`].
-    written_bytes: u64,
-}
 
 /// The size as everybody may ask for it. Grows at once with what is written, by as much as it will take on disk at most;
 /// shrinks when it is measured after a flush or a merge.
 #[derive(Default)]
 pub struct SizeGauge {
-    measured: ArcSwap<Measured>,
+    /// Files on disk and what is not flushed yet, less what had been written by then: see [`Keyspace::written_bytes`].
+    bytes: AtomicI64,
+    /// Likewise, of these what the newest state and its history need, as an estimate.
+    in_use_bytes: AtomicI64,
 }
 
 impl SizeGauge {
     /// Physical size: files, and what will be in them with the next flush.
     pub fn bytes(&self, keyspace: &Keyspace) -> u64 {
-        let measured = self.measured.load();
-        measured.bytes + keyspace.written_bytes().saturating_sub(measured.written_bytes)
+        with_written(&self.bytes, keyspace)
     }
 
     /// What of it is in use.
     pub fn bytes_in_use(&self, keyspace: &Keyspace) -> u64 {
-        let measured = self.measured.load();
-        measured.in_use_bytes + keyspace.written_bytes().saturating_sub(measured.written_bytes)
+        with_written(&self.in_use_bytes, keyspace)
     }
 
     /// Measures; `unflushed_bytes` of what was written are not durable.
@@ -45,9 +34,16 @@ impl SizeGauge {
         let size = keyspace.size()?;
         let bytes = size.on_disk_bytes + unflushed_bytes;
         let in_use_bytes = (size.live_bytes + unflushed_bytes).min(bytes);
-        self.measured.store(Arc::new(Measured { bytes, in_use_bytes, written_bytes }));
+        self.bytes.store(bytes as i64 - written_bytes as i64, Ordering::Release);
+        self.in_use_bytes.store(in_use_bytes as i64 - written_bytes as i64, Ordering::Release);
         Ok(())
     }
+}
+
+fn with_written(measured: &AtomicI64, keyspace: &Keyspace) -> u64 {
+    // First: what had been written when it was measured is then seen here as well.
+    let measured = measured.load(Ordering::Acquire);
+    u64::try_from(measured + keyspace.written_bytes() as i64).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -77,6 +77,8 @@ pub enum ReadError {
 /// in the old one.
 pub struct Keyspace {
     shared: ArcSwap<Shared>,
+    /// Bytes of keys and values in the write batches since it was opened.
+    written_bytes: AtomicU64,
     cache_bytes_max: usize,
 }
 
@@ -87,8 +89,6 @@ struct Shared {
     current_revision: AtomicI64,
     compact_revision: AtomicI64,
     applied: ArcSwapOption<LogId>,
-    /// Bytes of keys and values in the write batches since it was opened.
-    written_bytes: AtomicU64,
     // Raised by whoever drops history.
     history_floor: AtomicI64,
     /// Revisions that the history floor must not pass, with the number of those who hold it there. Held while it moves.
@@ -113,7 +113,8 @@ impl Keyspace {
     /// As [`Keyspace::open`], with another bound for the writer's cache of hot keys.
     pub fn open_with(backend: Arc<dyn Backend>, cache_bytes_max: usize) -> Result<(Arc<Self>, Writer)> {
         let (shared, position, hash) = Shared::open(backend)?;
-        let keyspace = Arc::new(Self { shared: ArcSwap::from_pointee(shared), cache_bytes_max });
+        let (shared, written_bytes) = (ArcSwap::from_pointee(shared), AtomicU64::new(0));
+        let keyspace = Arc::new(Self { shared, written_bytes, cache_bytes_max });
         let shared = keyspace.shared();
         Ok((keyspace.clone(), Writer::new(keyspace, shared, position, hash, cache_bytes_max)))
     }
@@ -130,7 +131,6 @@ impl Keyspace {
             );
             return Err(StorageError::Invariant { what });
         }
-        shared.written_bytes.store(self.written_bytes(), Ordering::Relaxed);
         shared.fences.set_keys_per_fence(self.shared().fences.keys_per_fence());
         let shared = Arc::new(shared);
         let before = self.shared.swap(shared.clone());
@@ -231,7 +231,7 @@ impl Keyspace {
 
     /// Bytes of keys and values in the write batches since it was opened; only grows. One atomic load.
     pub fn written_bytes(&self) -> u64 {
-        self.shared.load().written_bytes.load(Ordering::Relaxed)
+        self.written_bytes.load(Ordering::Relaxed)
     }
 
     /// The backend underneath, for checkpoints.
@@ -261,7 +261,6 @@ impl Shared {
             current_revision: AtomicI64::new(0),
             compact_revision: AtomicI64::new(0),
             applied: ArcSwapOption::empty(),
-            written_bytes: AtomicU64::new(0),
             history_floor: AtomicI64::new(0),
             pins: Mutex::default(),
             fences: Fences::default(),

@@ -265,7 +265,7 @@ impl Writer {
             self.failed = Some(error.clone());
             return Err(error);
         }
-        self.shared.written_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.keyspace.written_bytes.fetch_add(bytes, Ordering::Relaxed);
         // Before it is published: who reads the new revision finds it.
         self.shared.fences.feed().push(self.latest.current_revision, &mut self.overlay.turnover);
         self.committed = self.latest;
