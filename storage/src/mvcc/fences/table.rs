@@ -6,6 +6,7 @@ use std::mem;
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::backend::first_bytes;
 use crate::codec::{put_varint, take_varint};
 use crate::mvcc::range::{KeyRange, RangeEnd};
 
@@ -27,6 +28,8 @@ pub(super) struct Table {
 
 #[derive(Debug, PartialEq, Eq)]
 struct Chunk {
+    /// The first bytes of its first fence: mostly they tell without looking at the fence.
+    first: u64,
     count: i64,
     fences: Vec<Fence>,
 }
@@ -34,6 +37,8 @@ struct Chunk {
 /// The keys from `start` up to the next fence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Fence {
+    /// The first bytes of `start`.
+    first: u64,
     pub start: Bytes,
     pub count: i64,
     /// No key of the interval is greater than this one; none if that is not known. Where keys come in ascending order it
@@ -43,7 +48,7 @@ pub(super) struct Fence {
 
 impl Fence {
     pub fn new(start: Bytes, count: i64) -> Self {
-        Self { start, count, bound: None }
+        Self { first: first_bytes(&start), start, count, bound: None }
     }
 }
 
@@ -92,7 +97,7 @@ impl Table {
             fence.bound = Some(Bytes::copy_from_slice(key));
         } else {
             let key = Bytes::copy_from_slice(key);
-            chunk.fences.insert(place + 1, Fence { start: key.clone(), count: change, bound: Some(key) });
+            chunk.fences.insert(place + 1, Fence { bound: Some(key.clone()), ..Fence::new(key, change) });
             self.make_room(number);
         }
     }
@@ -224,9 +229,11 @@ impl Table {
 
     /// The fence in whose interval `key` lies.
     fn fence_of(&self, key: &[u8]) -> Place {
+        let first = first_bytes(key);
+        let begins = |of: u64, fence: &Fence| of < first || (of == first && fence.start <= key);
         // Never the first of all: it begins with the empty key.
-        let chunk = self.chunks.partition_point(|chunk| chunk.fences[0].start <= key) - 1;
-        (chunk, self.chunks[chunk].fences.partition_point(|fence| fence.start <= key) - 1)
+        let chunk = self.chunks.partition_point(|chunk| begins(chunk.first, &chunk.fences[0])) - 1;
+        (chunk, self.chunks[chunk].fences.partition_point(|fence| begins(fence.first, fence)) - 1)
     }
 
     /// The first fence that begins with `key` or behind it.
@@ -272,7 +279,8 @@ fn chunks(fences: Vec<Fence>) -> Vec<Chunk> {
     let mut fences = fences.into_iter().peekable();
     while fences.peek().is_some() {
         let fences: Vec<Fence> = fences.by_ref().take(CHUNK_FENCES_MAX / 2).collect();
-        chunks.push(Chunk { count: fences.iter().map(|fence| fence.count).sum(), fences });
+        let (first, count) = (fences[0].first, fences.iter().map(|fence| fence.count).sum());
+        chunks.push(Chunk { first, count, fences });
     }
     chunks
 }
