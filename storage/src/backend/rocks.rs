@@ -127,7 +127,6 @@ impl RocksBackend {
         let memtables =
             WriteBufferManager::new_write_buffer_manager_with_cache(options.memtable_bytes(), false, cache.clone());
         let history_floor = Arc::new(AtomicI64::new(0));
-        memtable::register();
         let database = database_options(&options, &memtables).map_err(|error| explain(&dir, error))?;
         let mut families = Vec::new();
         for family in Family::ALL {
@@ -483,16 +482,13 @@ fn database_options(
     Ok(o)
 }
 
-/// The memtable of ours. Text, because the bindings know only RocksDB's own.
-const MEMTABLE: &str = "memtable_factory=";
-
 fn family_options(
     family: Family,
     options: &RocksOptions,
     cache: &Cache,
     floor: &Arc<AtomicI64>,
 ) -> std::result::Result<Options, rocksdb::Error> {
-    let mut o = Options::default().get_options_from_string([MEMTABLE, memtable::FACTORY].concat())?;
+    let mut o = Options::default().get_options_from_string(memtable::option())?;
     // The write buffer manager decides over all families together; no family flushes alone before it.
     o.set_write_buffer_size(options.memtable_bytes());
     // One filling, one being flushed, one waiting: what a slow disk may add to the replay after a crash.

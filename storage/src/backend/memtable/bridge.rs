@@ -1,27 +1,27 @@
 //! The functions that `bridge.cc` calls, and the registration of the class with RocksDB. What they are given is as RocksDB
 //! promises in `memtablerep.h`: entries in the arena of the memtable, one writer at a time, no call after the end.
 
-use std::ffi::{c_char, c_void};
+use std::ffi::{CStr, c_char, c_void};
 use std::sync::Once;
 
-use super::tree::{Arena, Cursor, Key, Tree};
+use super::tree::{Arena, Cursor, Key, SLOTS, Tree};
 
-/// What RocksDB calls it, in the text of options.
-pub(in super::super) const FACTORY: &str = "daymark.BPlusTree";
+/// What RocksDB calls it.
+const NAME: &CStr = c"daymark.BPlusTree";
+
+const _: () = assert!(SLOTS == 32, "bridge.cc has the cursor with so many entries");
 
 unsafe extern "C" {
     fn daymark_memtable_register(name: *const c_char);
 }
 
-/// Makes the class known to RocksDB. Needed once before a database is opened with it.
-pub(in super::super) fn register() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let name = c"daymark.BPlusTree";
-        debug_assert_eq!(name.to_bytes(), FACTORY.as_bytes());
-        // SAFETY: the name ends with a zero byte; the function copies it.
-        unsafe { daymark_memtable_register(name.as_ptr()) }
-    });
+/// The option of a family that has this memtable, after making the class known to RocksDB. Text, because the bindings know only
+/// RocksDB's own.
+pub(in super::super) fn option() -> String {
+    static REGISTERED: Once = Once::new();
+    // SAFETY: the name ends with a zero byte; the function copies it.
+    REGISTERED.call_once(|| unsafe { daymark_memtable_register(NAME.as_ptr()) });
+    format!("memtable_factory={}", NAME.to_string_lossy())
 }
 
 /// # Safety

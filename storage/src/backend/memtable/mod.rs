@@ -8,4 +8,4 @@ mod tests;
 mod tree;
 
 #[cfg(feature = "rocksdb")]
-pub(super) use bridge::{FACTORY, register};
+pub(super) use bridge::option;
