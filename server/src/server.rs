@@ -683,7 +683,11 @@ impl Front {
 }
 
 impl FrontDoor for Front {
-    fn call(self: &Rc<Self>, context: &Context, request: Request) -> impl Future<Output = Result<Reply, Error>> {
+    fn call<'a>(
+        self: &'a Rc<Self>,
+        context: &'a Context,
+        request: Request,
+    ) -> impl Future<Output = Result<Reply, Error>> + use<'a> {
         self.door.call(context, request)
     }
 

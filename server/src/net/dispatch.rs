@@ -55,7 +55,7 @@ pub(crate) type MessageStream = LocalBoxStream<'static, Result<Bytes, Error>>;
 pub(crate) struct Call<D: FrontDoor> {
     thread: Rc<Thread<D>>,
     rpc: Rpc,
-    context: Context,
+    context: Rc<Context>,
     start: Instant,
     deadline: Option<Instant>,
     is_counted: bool,
@@ -74,12 +74,17 @@ impl<D: FrontDoor> Drop for Call<D> {
 }
 
 impl<D: FrontDoor> Call<D> {
-    /// Opens a call that must end within `timeout`.
-    pub fn open(thread: &Rc<Thread<D>>, rpc: Rpc, context: Context, timeout: Option<Duration>) -> Self {
+    /// Opens a call that came at `start` and must end within `timeout`.
+    pub fn open(
+        thread: &Rc<Thread<D>>,
+        rpc: Rpc,
+        context: Rc<Context>,
+        timeout: Option<Duration>,
+        start: Instant,
+    ) -> Self {
         thread.counters.rpc(rpc).started.add(1);
         let version = context.client_api_version.as_ref().and_then(|version| version.as_deref().ok());
         thread.counters.client_request(rpc.kind(), version);
-        let start = Instant::now();
         // A caller may ask for more time than a clock has.
         let deadline = timeout.and_then(|timeout| start.checked_add(timeout));
         Self {
@@ -205,7 +210,7 @@ impl<D: FrontDoor> Call<D> {
     }
 
     /// Begins a streaming call; one that only the server streams reads one message of `messages`.
-    pub fn stream(mut self, messages: MessageStream) -> Result<Serving<D>, Status> {
+    pub fn stream(self, messages: MessageStream) -> Result<Serving<D>, Status> {
         if self.is_over() {
             return Err(self.refuse(Error::DeadlineExceeded.into()));
         }
@@ -218,7 +223,7 @@ impl<D: FrontDoor> Call<D> {
             }
         });
         let sink = Sink::new(limits::STREAM_QUEUE_BYTES_MAX);
-        let context = std::mem::take(&mut self.context);
+        let context = Context::clone(&self.context);
         let Some(service) = service(&self.thread.door, rpc, context, Box::pin(messages), sink.clone()) else {
             return Err(self.refuse(not_served(rpc).into()));
         };

@@ -118,11 +118,11 @@ impl MessageReader {
     }
 }
 
-/// The one message that `body` consists of, if it is just one, whole, not compressed and not too large: nearly always.
-pub(crate) fn whole_message(body: &Bytes, message_bytes_max: usize) -> Option<Bytes> {
-    let [0, length @ ..] = &body[..] else { return None };
-    let length = u32::from_be_bytes(*length.first_chunk::<4>()?) as usize;
-    (length == body.len() - PREFIX_BYTES && length <= message_bytes_max).then(|| body.slice(PREFIX_BYTES..))
+/// Whether `body` consists of one message, whole, not compressed and not too large, behind a prefix: nearly always.
+pub(crate) fn is_whole_message(body: &[u8], message_bytes_max: usize) -> bool {
+    let Some(([0, length @ ..], message)) = body.split_first_chunk::<PREFIX_BYTES>() else { return false };
+    let length = u32::from_be_bytes(*length) as usize;
+    length == message.len() && length <= message_bytes_max
 }
 
 /// Decodes a message; its `bytes` fields are slices of `bytes`.

@@ -11,7 +11,7 @@ use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{self, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use ::http::{Response, StatusCode, request};
@@ -50,7 +50,7 @@ pub(crate) fn spawn<D: FrontDoor>(
         Err(refusal) => return drop(respond.send_response(refusal_head(&refusal), true)),
     };
     let is_gzip = opening.is_gzip;
-    let call = Call::open(thread, opening.rpc, opening.context, opening.timeout);
+    let call = Call::open(thread, opening.rpc, opening.context, opening.timeout, Instant::now());
     let body = MessageReader::new(Body::H2(body), thread.options.transport.message_bytes_max, is_gzip);
     match messages(opening.rpc, body) {
         Ok(messages) => {
@@ -89,10 +89,9 @@ pub(crate) fn task_bytes<D: FrontDoor>() -> usize {
 }
 
 /// What the head of a call says.
-#[derive(Clone)]
 pub(crate) struct Opening {
     pub rpc: Rpc,
-    pub context: Context,
+    pub context: Rc<Context>,
     pub timeout: Option<Duration>,
     /// Messages may be compressed with gzip, and so are those of the answer, as in grpc-go.
     pub is_gzip: bool,
@@ -173,7 +172,7 @@ fn open<'a>(
     }
     context.token =
         token.or(authorization).map(|value| Bytes::copy_from_slice(value.strip_prefix(b"Bearer ").unwrap_or(value)));
-    Ok(Opening { rpc, context, timeout, is_gzip })
+    Ok(Opening { rpc, context: Rc::new(context), timeout, is_gzip })
 }
 
 /// `application/grpc`, perhaps with a sub-type or parameters.

@@ -52,7 +52,11 @@ pub use peer_tls::PeerTls;
 /// What a net thread needs of the services. One on each net thread, not shared between threads.
 pub trait FrontDoor: 'static {
     /// Serves a unary call. Dropped when the caller has gone or its deadline has passed.
-    fn call(self: &Rc<Self>, context: &Context, request: Request) -> impl Future<Output = Result<Reply, Error>>;
+    fn call<'a>(
+        self: &'a Rc<Self>,
+        context: &'a Context,
+        request: Request,
+    ) -> impl Future<Output = Result<Reply, Error>> + use<'a, Self>;
 
     /// Serves a watch stream until it is dropped or returns; messages and the call's end go through `sink`.
     fn watch(

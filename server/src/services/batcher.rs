@@ -51,6 +51,8 @@ struct Batches {
     waiting_bytes: usize,
     in_flight: VecDeque<InFlight>,
     next_number: u64,
+    /// When the first command of this tick came: commands of one tick share a look at the clock.
+    tick: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -92,11 +94,13 @@ impl Batcher {
             return Err(Error::TooManyRequests);
         }
         let slot = state.slots.take();
-        let open = &mut state.open;
-        if open.callers.is_empty() {
-            open.since = Some(Instant::now());
+        let since = *state.tick.get_or_insert_with(|| {
+            // Ends with the tick.
             self.work.notify_one();
-        }
+            Instant::now()
+        });
+        let open = &mut state.open;
+        open.since.get_or_insert(since);
         let before = open.bytes.len();
         command::append(&mut open.bytes, kind, identity, message);
         open.callers.push(slot);
@@ -112,7 +116,7 @@ impl Batcher {
         if is_full {
             self.seal(false);
         }
-        Ok(Submitted { state: self.state.clone(), slot: Some(slot) })
+        Ok(Submitted { state: self.state.clone(), slot: Some(slot), since })
     }
 
     /// Seals at the end of each tick that has brought commands. Never returns.
@@ -121,6 +125,7 @@ impl Batcher {
             self.work.notified().await;
             // Tasks that are ready now, and what their sockets hold already, belong to the same tick.
             tokio::task::yield_now().await;
+            self.state.borrow_mut().tick = None;
             self.seal(true);
         }
     }
@@ -175,6 +180,7 @@ impl Batcher {
         let mut state = self.state.borrow_mut();
         let is_lone = state.open.callers.len() == 1 && state.in_flight.is_empty() && state.full.is_empty();
         let (number, bytes, count) = is_lone.then(|| state.seal(true)).flatten()?;
+        state.tick = None;
         drop(state);
         Some(self.command_batch(number, bytes, count))
     }
@@ -218,6 +224,14 @@ pub struct Submitted {
     state: Rc<RefCell<Batches>>,
     /// None once the result was taken.
     slot: Option<u32>,
+    since: Instant,
+}
+
+impl Submitted {
+    /// When the first command of its tick came.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
 }
 
 impl Future for Submitted {

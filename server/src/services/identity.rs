@@ -26,9 +26,9 @@ pub enum Right {
 }
 
 /// Who calls, as far as is known without waiting.
-enum Known {
+pub(super) enum Known {
     Caller(Option<Identity>),
-    /// The token may have been assigned at a log index that is not applied yet.
+    /// The token may have been assigned, or rights granted, at a log index that is not applied yet.
     NotYet,
 }
 
@@ -36,18 +36,24 @@ impl Door {
     /// Whether the caller may ask for `request`, and as whom it is replicated; nobody while authentication is disabled.
     /// What apply decides is refused here if it is sure to be refused there, so that it costs no log entry.
     pub(super) async fn admit(&self, context: &Context, request: &Request) -> Result<Option<Identity>, Error> {
-        if !self.asks_who() || !authorize::needs_identity(request) {
-            return Ok(None);
-        }
-        if let Known::Caller(caller) = self.identify_now(context)? {
-            match authorize::request(&self.views().auth.load(), caller.as_ref(), request) {
-                Ok(()) => return Ok(caller),
-                Err(refusal) if !check::is_decided_by_apply(request) => return Err(refusal),
-                Err(_) => {}
-            }
+        if let Known::Caller(caller) = self.admit_now(context, request)? {
+            return Ok(caller);
         }
         // Boxed: what is rare must not make every call larger.
         Box::pin(self.admit_late(context, request)).await
+    }
+
+    /// As [`Door::admit`] if it can be said without waiting.
+    pub(super) fn admit_now(&self, context: &Context, request: &Request) -> Result<Known, Error> {
+        if !self.asks_who() || !authorize::needs_identity(request) {
+            return Ok(Known::Caller(None));
+        }
+        let Known::Caller(caller) = self.identify_now(context)? else { return Ok(Known::NotYet) };
+        match authorize::request(&self.views().auth.load(), caller.as_ref(), request) {
+            Ok(()) => Ok(Known::Caller(caller)),
+            Err(refusal) if !check::is_decided_by_apply(request) => Err(refusal),
+            Err(_) => Ok(Known::NotYet),
+        }
     }
 
     async fn admit_late(&self, context: &Context, request: &Request) -> Result<Option<Identity>, Error> {

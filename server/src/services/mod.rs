@@ -2,7 +2,7 @@
 //! the service that answers it, and the thread's loop behind the sockets: command batches, answers, waiting readers and
 //! the watchers' turn. Knows no transport.
 //!
-//! Reading order: this file, [`batcher`], [`check`], [`identity`], [`pool`], [`scan`], then one file a service.
+//! Reading order: this file, `calling`, [`batcher`], [`check`], [`identity`], [`pool`], [`scan`], then one file a service.
 
 pub mod batcher;
 pub mod check;
@@ -14,6 +14,8 @@ pub mod scan;
 pub mod reconfigure;
 
 pub mod identity;
+
+mod calling;
 
 pub mod auth;
 pub mod cluster;
@@ -59,8 +61,9 @@ use crate::request::{Context, Reply, Request, Sink, StreamRequest};
 use crate::views::Views;
 use crate::watch::{Engine, WatchTurn};
 
-use batcher::Batcher;
-use lone::LoneWriter;
+use batcher::{Batcher, Submitted};
+use calling::Calling;
+use lone::{LoneWrite, LoneWriter};
 use pool::Pool;
 use reclaim::LongWork;
 use reconfigure::Reconfigure;
@@ -161,6 +164,12 @@ pub struct Door {
     this: Weak<Self>,
 }
 
+/// A command on its way to apply.
+struct Proposed {
+    submitted: Submitted,
+    write: LoneWrite,
+}
+
 impl Door {
     /// The door of net thread number `thread`.
     pub fn new(member: Arc<Member>, thread: usize) -> Rc<Self> {
@@ -241,15 +250,22 @@ impl Door {
         Ok(())
     }
 
-    /// Answers one unary call.
-    pub async fn call(&self, context: &Context, request: Request) -> Result<Reply, Error> {
+    /// Answers one unary call, which has begun when this returns.
+    pub fn call<'a>(
+        &'a self,
+        context: &'a Context,
+        request: Request,
+    ) -> impl Future<Output = Result<Reply, Error>> + use<'a> {
         self.lone_writer.on_call();
-        let result = self.answer(context, request).await;
-        if let Err(Error::Internal(facts)) = &result {
+        Calling::begin(self, context, request)
+    }
+
+    /// What was answered, on its way to the caller.
+    fn note_answer(&self, result: &Result<Reply, Error>) {
+        if let Err(Error::Internal(facts)) = result {
             // The backend could not be read: what it says next is not to be trusted either.
             (self.member.on_fatal)(facts);
         }
-        result
     }
 
     /// Serves a call that is answered with a stream.
@@ -298,25 +314,30 @@ impl Door {
         }
     }
 
-    async fn answer(&self, context: &Context, request: Request) -> Result<Reply, Error> {
-        if self.is_learner() && !check::is_for_learners(&request) {
+    /// What is looked at before anything else. What the request may add to the data, in bytes; none if it does not fit.
+    fn check(&self, context: &Context, request: &Request) -> Result<Option<u64>, Error> {
+        if self.is_learner() && !check::is_for_learners(request) {
             return Err(Error::NotForLearners);
         }
         self.check_context(context)?;
         // Both before the request's own checks, as in etcd.
-        check::room(&request, self.member.views.room())?;
-        let cost = quota::cost(&request);
+        check::room(request, self.member.views.room())?;
+        let cost = quota::cost(request);
         if cost > 0 && !self.fits(cost) {
-            return Err(Box::pin(self.refuse_for_quota()).await);
+            return Ok(None);
         }
-        self.check_request(&request)?;
+        self.check_request(request)?;
+        Ok(Some(cost))
+    }
+
+    /// The way of every call that has to wait for something before it is even begun, or that is rare.
+    async fn answer(&self, context: &Context, request: Request) -> Result<Reply, Error> {
+        let Some(cost) = self.check(context, &request)? else { return Err(self.refuse_for_quota().await) };
         // Rights are part of what is read.
         if check::reads_what_is_current(&request) {
             self.read_barrier().await?;
         }
         let identity = self.admit(context, &request).await?;
-        // What is asked for most is answered in place. All else is boxed: it takes more room, which every call would have
-        // to carry, and a call is moved several times until its task runs.
         let mut reply = match request {
             Request::Put(put) => self.propose(Kind::Put, identity, &put).await?,
             Request::DeleteRange(delete) => self.propose(Kind::DeleteRange, identity, &delete).await?,
@@ -335,7 +356,7 @@ impl Door {
         };
         if cost > 0 && !self.fits(0) {
             // It stays, but whoever made the data pass its limit is told so.
-            return Err(Box::pin(self.refuse_for_quota()).await);
+            return Err(self.refuse_for_quota().await);
         }
         self.fill_header(&mut reply);
         Ok(reply)
@@ -415,8 +436,15 @@ impl Door {
 
     /// Replicates a command; resolves to what apply answered.
     pub async fn propose(&self, kind: Kind, identity: Option<Identity>, message: &impl Message) -> CommandResult {
+        let mut proposed = self.submit(kind, identity, message)?;
+        let result = (&mut proposed.submitted).await;
+        self.note_result(&proposed, result)
+    }
+
+    /// Adds a command to the tick's batch, or does what a lone writer asks for at once.
+    fn submit(&self, kind: Kind, identity: Option<Identity>, message: &impl Message) -> Result<Proposed, Error> {
         check::size(message, self.member.settings.max_request_bytes)?;
-        let (write, began) = (self.lone_writer.begin(), Instant::now());
+        let write = self.lone_writer.begin();
         let submitted = self.batcher.submit(kind, identity.as_ref(), message)?;
         if self.lone_writer.may_wait()
             && let Some(batch) = self.batcher.take_lone()
@@ -424,11 +452,16 @@ impl Door {
             self.mailbox.without_wakes(|| self.member.raft.propose_here(batch));
             self.handle_mail();
         }
-        let result = submitted.await;
-        self.lone_writer.end(&write, began.elapsed());
+        Ok(Proposed { submitted, write })
+    }
+
+    /// What apply answered, or why nobody knows.
+    fn note_result(&self, proposed: &Proposed, result: CommandResult) -> CommandResult {
+        let since = proposed.submitted.since();
+        self.lone_writer.end(&proposed.write, || since.elapsed());
         self.count_failed(&result);
         match result {
-            Err(Error::TimedOut) => Err(self.why_timed_out(began.elapsed())),
+            Err(Error::TimedOut) => Err(self.why_timed_out(since.elapsed())),
             result => result,
         }
     }
@@ -470,14 +503,17 @@ impl Door {
 
     /// Waits until the published state holds everything that was acknowledged before this call, on any member.
     async fn read_barrier(&self) -> Result<(), Error> {
-        // A lone voter that leads: what is published is enough, from moments after the start.
-        if let Some(index) = self.member.raft.read_barrier_now()
-            && self.member.views.applied_index() >= index
-        {
+        if self.is_current() {
             return Ok(());
         }
         // Boxed: a lone voter's calls must not carry it.
         Box::pin(self.ask_for_read_index()).await
+    }
+
+    /// Whether a lone voter leads: what is published is enough then, from moments after the start.
+    fn is_current(&self) -> bool {
+        let index = self.member.raft.read_barrier_now();
+        index.is_some_and(|index| self.member.views.applied_index() >= index)
     }
 
     async fn ask_for_read_index(&self) -> Result<(), Error> {

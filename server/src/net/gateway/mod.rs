@@ -19,6 +19,7 @@ use std::future::{poll_fn, ready};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{self, Poll};
+use std::time::Instant;
 
 use ::http::header::{self, HeaderName, HeaderValue};
 use ::http::{HeaderMap, Method, Response, StatusCode};
@@ -84,18 +85,20 @@ pub(crate) async fn serve<D: FrontDoor>(
     };
     let (bytes_max, held) = (thread.options.transport.message_bytes_max, thread.gateway_bytes.clone());
     let reader = Reader::new(body, request, bytes_max, held, !asked.is_framed);
+    let open =
+        |metadata: Metadata| Call::open(thread, rpc, Rc::new(metadata.context), metadata.timeout, Instant::now());
     match rpc.kind() {
         RpcKind::Unary => unary(thread, rpc, metadata, reader, response).await,
         RpcKind::ServerStream => match reader.only().await {
             Ok(message) => {
                 let messages = stream::once(ready(Ok(message))).boxed_local();
-                begin(Call::open(thread, rpc, metadata.context, metadata.timeout).stream(messages), response).await
+                begin(open(metadata).stream(messages), response).await
             }
             Err(status) => failure(&status),
         },
         RpcKind::BidiStream => {
             let messages = reader.messages().boxed_local();
-            begin(Call::open(thread, rpc, metadata.context, metadata.timeout).stream(messages), response).await
+            begin(open(metadata).stream(messages), response).await
         }
     }
 }
@@ -118,7 +121,7 @@ async fn unary<D: FrontDoor>(
         Ok(message) => message,
         Err(status) => return failure(&status),
     };
-    let mut call = Call::open(thread, rpc, metadata.context, metadata.timeout);
+    let mut call = Call::open(thread, rpc, Rc::new(metadata.context), metadata.timeout, Instant::now());
     // Whoever drives the connection drops this call when its caller goes.
     match call.unary(ready(Ok(message)), |_| false).await {
         Ok(framed) => {

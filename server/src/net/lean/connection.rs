@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 
 use ::http::header::{HeaderName, HeaderValue};
 use ::http::{Request, Uri};
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use futures_util::future::LocalBoxFuture;
 use tokio::io::AsyncReadExt;
 use tokio::sync::Notify;
 
 use super::super::connection::{Caller, names_grpc};
 use super::super::dispatch::Call;
-use super::super::frames::{self, MessageReader};
+use super::super::frames::{self, MessageReader, PREFIX_BYTES};
 use super::super::grpc::{self, Answer, Opening, Source};
 use super::super::halves::{Answering, Body, Respond};
 use super::super::io::Socket;
@@ -153,6 +153,8 @@ struct Driver<D: FrontDoor, F> {
     stop: Watched,
     keepalive: Watched,
     liveness: Rc<Liveness>,
+    /// When what is being handled was read.
+    read_at: Instant,
     /// Nothing more is read: the goodbye is being written.
     has_failed: bool,
 }
@@ -231,6 +233,7 @@ impl<D: FrontDoor, F: Future<Output = Answer>> Driver<D, F> {
             stop,
             keepalive,
             liveness,
+            read_at: Instant::now(),
             has_failed: false,
         };
         // They register with the runtime in their first turn.
@@ -377,7 +380,8 @@ impl<D: FrontDoor, F: Future<Output = Answer>> Driver<D, F> {
 
     /// Handles all complete frames.
     fn handle(&mut self, buffer: &mut BytesMut, make: &impl Fn(Call<D>, Source, bool) -> F) {
-        let second = self.thread.begun.elapsed().as_secs();
+        self.read_at = Instant::now();
+        let second = (self.read_at - self.thread.begun).as_secs();
         while !self.has_failed {
             let event = self.shared.core.borrow_mut().next(buffer, second);
             match event {
@@ -450,7 +454,7 @@ impl<D: FrontDoor, F: Future<Output = Answer>> Driver<D, F> {
         &mut self,
         stream: u32,
         asked: &Asked,
-        body: Bytes,
+        mut body: Bytes,
         complete: bool,
         make: &impl Fn(Call<D>, Source, bool) -> F,
     ) {
@@ -467,23 +471,21 @@ impl<D: FrontDoor, F: Future<Output = Answer>> Driver<D, F> {
         };
         let message_bytes_max = self.thread.options.transport.message_bytes_max;
         let is_gzip = opening.is_gzip;
-        let call = Call::open(&self.thread, opening.rpc, opening.context.clone(), opening.timeout);
-        let whole = if complete { frames::whole_message(&body, message_bytes_max) } else { None };
-        let (source, pipe) = match whole {
-            Some(message) if opening.rpc.kind() == RpcKind::Unary => {
-                self.shared.core.borrow_mut().release(stream, body.len());
-                (Source::Message(message), None)
-            }
-            _ => {
-                let pipe = self.pipe(stream, &body, complete);
-                let reader = MessageReader::new(Body::Lean(pipe.clone()), message_bytes_max, is_gzip);
-                match grpc::messages(opening.rpc, reader) {
-                    Ok(messages) => {
-                        let respond = Respond::Lean(Answering::new(pipe));
-                        return grpc::spawn_stream(call, messages, is_gzip, respond);
-                    }
-                    Err(reader) => (Source::Body(Box::new(reader)), Some(pipe)),
+        let call = Call::open(&self.thread, opening.rpc, opening.context.clone(), opening.timeout, self.read_at);
+        let is_unary = opening.rpc.kind() == RpcKind::Unary;
+        let (source, pipe) = if complete && is_unary && frames::is_whole_message(&body, message_bytes_max) {
+            self.shared.core.borrow_mut().release(stream, body.len());
+            body.advance(PREFIX_BYTES);
+            (Source::Message(body), None)
+        } else {
+            let pipe = self.pipe(stream, &body, complete);
+            let reader = MessageReader::new(Body::Lean(pipe.clone()), message_bytes_max, is_gzip);
+            match grpc::messages(opening.rpc, reader) {
+                Ok(messages) => {
+                    let respond = Respond::Lean(Answering::new(pipe));
+                    return grpc::spawn_stream(call, messages, is_gzip, respond);
                 }
+                Err(reader) => (Source::Body(Box::new(reader)), Some(pipe)),
             }
         };
         match self.calls.begin(stream, make(call, source, is_gzip)) {
