@@ -27,7 +27,7 @@ use daymark_api::etcdserverpb as pb;
 use daymark_api::etcdserverpb::response_op::Response;
 
 use crate::auth::table::AuthTable;
-use crate::command::{self, AuthCommand, Command};
+use crate::command::{self, AuthCommand, Command, Identity};
 use crate::error::Error;
 use crate::limits;
 use crate::mailbox::{BatchReplies, Mailbox, ReplyTo};
@@ -64,6 +64,8 @@ pub struct Applier {
     bytes: u64,
     base_revision: i64,
     replies: Vec<(Box<ReplyTo>, BatchReplies)>,
+    /// Room for the commands of an entry; empty between entries.
+    decoded: Vec<(Option<Identity>, Command)>,
     /// By number of the net thread: whether it has to be woken.
     wakes: Vec<bool>,
 }
@@ -94,6 +96,7 @@ impl Applier {
             bytes: 0,
             base_revision,
             replies: Vec::new(),
+            decoded: Vec::new(),
             wakes,
         })
     }
@@ -183,17 +186,20 @@ impl Applier {
 
     fn apply_commands(&mut self, id: LogId, bytes: Bytes, waiter: Option<Box<dyn Waiter>>) -> Result<()> {
         self.bytes += bytes.len() as u64;
-        let mut results = Vec::new();
         self.state.begin_entry(id);
         let broken = |error: Error| StorageError::Invariant { what: format!("entry {id}: {error}") };
-        let commands = command::decode(bytes).map_err(broken)?;
+        let mut commands = std::mem::take(&mut self.decoded);
+        for command in command::commands(bytes) {
+            commands.push(command.map_err(broken)?);
+        }
+        let mut results = Vec::with_capacity(if waiter.is_some() { commands.len() } else { 0 });
         let puts = commands.iter().filter_map(|(_, command)| match command {
-            Command::Put(put) => Some(put.key.clone()),
+            Command::Put(put) => Some(&put.key),
             _ => None,
         });
         self.writer.read_ahead(puts)?;
         let mut last = Instant::now();
-        for (identity, command) in commands {
+        for (identity, command) in commands.drain(..) {
             let operation = operation(&command);
             let result = self.state.apply(&mut self.writer, identity.as_ref(), command)?;
             let now = Instant::now();
@@ -207,9 +213,10 @@ impl Applier {
             }
             last = now;
             if waiter.is_some() {
-                results.push(result);
+                results.push(result.into());
             }
         }
+        self.decoded = commands;
         let Some(waiter) = waiter else { return Ok(()) };
         match waiter.into_any().downcast::<ReplyTo>() {
             Ok(to) => {

@@ -223,11 +223,6 @@ impl Iterator for Commands {
     }
 }
 
-/// Decodes a whole batch.
-pub fn decode(batch: Bytes) -> Result<Vec<(Option<Identity>, Command)>, Error> {
-    commands(batch).collect()
-}
-
 fn decode_one(batch: &mut Bytes) -> Result<(Option<Identity>, Command), Error> {
     if batch.remaining() < 2 {
         return Err(broken("command batch ends inside a command".into()));
@@ -300,6 +295,10 @@ fn broken(what: String) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn decode(batch: Bytes) -> Result<Vec<(Option<Identity>, Command)>, Error> {
+        commands(batch).collect()
+    }
 
     fn put(value: &'static [u8]) -> pb::PutRequest {
         pb::PutRequest { key: Bytes::from_static(b"k"), value: Bytes::from_static(value), ..Default::default() }

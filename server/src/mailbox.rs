@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 
 use crossbeam_queue::SegQueue;
+use daymark_api::etcdserverpb as pb;
 use daymark_raft::{ProposeError, Waiter};
 use tokio::sync::Notify;
 
@@ -16,12 +17,46 @@ use crate::watch::ring::AppliedBatch;
 /// The answer to one command. Headers hold the revision only: ids and term are filled in by the net thread.
 pub type CommandResult = Result<Reply, Error>;
 
+/// The same on its way from apply to the caller. Small, because it goes from one core to another: nearly all answers are
+/// a revision.
+pub struct Answer(Result<Small, Error>);
+
+enum Small {
+    /// A put at this revision that does not return what it replaced.
+    Put(i64),
+    Other(Box<Reply>),
+}
+
+impl From<CommandResult> for Answer {
+    fn from(result: CommandResult) -> Self {
+        Self(result.map(|reply| match reply {
+            Reply::Put(pb::PutResponse {
+                header: Some(pb::ResponseHeader { cluster_id: 0, member_id: 0, revision, raft_term: 0 }),
+                prev_kv: None,
+            }) => Small::Put(revision),
+            reply => Small::Other(Box::new(reply)),
+        }))
+    }
+}
+
+impl From<Answer> for CommandResult {
+    fn from(Answer(result): Answer) -> Self {
+        result.map(|small| match small {
+            Small::Put(revision) => {
+                let header = Some(pb::ResponseHeader { revision, ..Default::default() });
+                Reply::Put(pb::PutResponse { header, prev_kv: None })
+            }
+            Small::Other(reply) => *reply,
+        })
+    }
+}
+
 /// The answers to one command batch, in the order of its commands.
 pub struct BatchReplies {
     /// Number that the net thread gave to the batch.
     pub batch: u64,
     /// One a command; or one error for all of them.
-    pub results: Result<Vec<CommandResult>, Error>,
+    pub results: Result<Vec<Answer>, Error>,
 }
 
 /// What a net thread leaves behind for a command batch: where its answers go.
@@ -164,5 +199,41 @@ impl Mailbox {
     /// Net thread: waits for a wake.
     pub async fn wait(&self) {
         self.wake.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use daymark_api::mvccpb::KeyValue;
+
+    use super::*;
+
+    fn put(prev_kv: Option<KeyValue>, raft_term: u64) -> Reply {
+        let header = Some(pb::ResponseHeader { revision: 7, raft_term, ..Default::default() });
+        Reply::Put(pb::PutResponse { header, prev_kv })
+    }
+
+    #[test]
+    fn answers_arrive_as_they_were_given() {
+        let previous = KeyValue { key: "k".into(), value: "before".into(), ..Default::default() };
+        let replies = [
+            put(None, 0),
+            put(None, 3),
+            put(Some(previous), 0),
+            Reply::Put(pb::PutResponse { header: None, prev_kv: None }),
+            Reply::Compact(pb::CompactionResponse::default()),
+        ];
+        for reply in replies {
+            let sent = format!("{reply:?}");
+            let arrived = CommandResult::from(Answer::from(Ok(reply))).expect("it was a success");
+            assert_eq!(format!("{arrived:?}"), sent);
+        }
+        let error = CommandResult::from(Answer::from(Err(Error::LeaderChanged)));
+        assert!(matches!(error, Err(Error::LeaderChanged)));
+    }
+
+    #[test]
+    fn answers_are_small() {
+        assert!(size_of::<Answer>() <= 32, "{}", size_of::<Answer>());
     }
 }

@@ -53,7 +53,7 @@ impl Machine {
     fn answers(&self) -> Vec<CommandResult> {
         let mut answers = Vec::new();
         while let Some(replies) = self.mailbox.pop_replies() {
-            answers.extend(replies.results.expect("nothing fails"));
+            answers.extend(replies.results.expect("nothing fails").into_iter().map(CommandResult::from));
         }
         answers
     }

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use crate::command::{self, Identity, Kind};
 use crate::error::Error;
 use crate::limits;
-use crate::mailbox::{BatchReplies, CommandResult, Mailbox, ReplyTo};
+use crate::mailbox::{Answer, BatchReplies, CommandResult, Mailbox, ReplyTo};
 
 /// Gives a sealed batch to raft.
 pub type Propose = Box<dyn Fn(CommandBatch)>;
@@ -136,10 +136,10 @@ impl Batcher {
         let Some(place) = state.in_flight.iter().position(|batch| batch.number == replies.batch) else { return };
         let batch = state.in_flight.remove(place).expect("found just now");
         match replies.results {
-            Ok(results) => {
-                assert_eq!(results.len(), batch.callers.len(), "apply answers every command of a batch");
-                for (slot, result) in batch.callers.into_iter().zip(results) {
-                    state.slots.fill(slot, result);
+            Ok(answers) => {
+                assert_eq!(answers.len(), batch.callers.len(), "apply answers every command of a batch");
+                for (slot, answer) in batch.callers.into_iter().zip(answers) {
+                    state.slots.fill(slot, answer);
                 }
             }
             Err(error) => state.slots.fill_all(batch.callers, &error),
@@ -265,7 +265,7 @@ struct Slots {
 enum Slot {
     Free,
     Waiting(Option<Waker>),
-    Filled(CommandResult),
+    Filled(Answer),
     /// The caller has gone; the result will be dropped.
     Abandoned,
 }
@@ -280,9 +280,9 @@ impl Slots {
         slot
     }
 
-    fn fill(&mut self, slot: u32, result: CommandResult) {
+    fn fill(&mut self, slot: u32, answer: Answer) {
         let place = &mut self.slots[slot as usize];
-        match std::mem::replace(place, Slot::Filled(result)) {
+        match std::mem::replace(place, Slot::Filled(answer)) {
             Slot::Waiting(waker) => {
                 if let Some(waker) = waker {
                     waker.wake();
@@ -294,7 +294,7 @@ impl Slots {
     }
 
     fn fill_all(&mut self, slots: Vec<u32>, error: &Error) {
-        slots.into_iter().for_each(|slot| self.fill(slot, Err(error.clone())));
+        slots.into_iter().for_each(|slot| self.fill(slot, Err(error.clone()).into()));
     }
 
     fn poll(&mut self, slot: u32, waker: &Waker) -> Poll<CommandResult> {
@@ -308,9 +308,9 @@ impl Slots {
                 Poll::Pending
             }
             Slot::Filled(_) => {
-                let Slot::Filled(result) = std::mem::replace(place, Slot::Free) else { unreachable!("matched") };
+                let Slot::Filled(answer) = std::mem::replace(place, Slot::Free) else { unreachable!("matched") };
                 self.free.push(slot);
-                Poll::Ready(result)
+                Poll::Ready(answer.into())
             }
             Slot::Free | Slot::Abandoned => unreachable!("the caller holds the slot"),
         }
@@ -360,7 +360,7 @@ mod tests {
     fn replies(batch: u64, revisions: &[i64]) -> BatchReplies {
         let reply = |revision: &i64| {
             let header = Some(pb::ResponseHeader { revision: *revision, ..Default::default() });
-            Ok(Reply::Put(pb::PutResponse { header, prev_kv: None }))
+            Answer::from(Ok(Reply::Put(pb::PutResponse { header, prev_kv: None })))
         };
         BatchReplies { batch, results: Ok(revisions.iter().map(reply).collect()) }
     }
