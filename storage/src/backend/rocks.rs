@@ -31,6 +31,9 @@ const LEVEL_BASE_BYTES: u64 = 256 << 20;
 /// of these that overlap, so no less than that level makes sense.
 const MERGE_BYTES_MAX: u64 = LEVEL_BASE_BYTES;
 
+/// Compression by level where flushed files are not compressed.
+const FLUSHED_AS_IT_IS: [DBCompressionType; 2] = [DBCompressionType::None, DBCompressionType::Lz4];
+
 /// So many flushed files are merged at once.
 const FLUSHED_FILES_MERGED: i32 = 8;
 
@@ -470,6 +473,8 @@ fn database_options(
     o.set_unordered_write(false);
     o.set_max_open_files(options.files_open_max);
     o.set_bytes_per_sync(1 << 20);
+    // Small enough to stay in a core's own cache between being filled and being written.
+    o.set_writable_file_max_buffer_size(64 << 10);
     o.set_max_manifest_file_size(16 << 20);
     // Start reads no table: time to open must not grow with the number of files.
     o.set_skip_stats_update_on_db_open(true);
@@ -514,6 +519,9 @@ fn family_options(
     let floor = floor.clone();
     match family {
         Family::Cur => {
+            // What is flushed is soon merged, and compressed then. Files of the other families are moved down as they are,
+            // which needs the same compression everywhere.
+            o.set_compression_per_level(&FLUSHED_AS_IT_IS);
             // New keys are looked up before they are written: filters answer that without touching a block, but for one
             // in 700. At 10 bits it is one in 100 for each file on the way, and under a load of new keys such blocks,
             // which nobody asked for, were most of what the cache held.
