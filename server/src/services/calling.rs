@@ -31,12 +31,12 @@ enum State<'a> {
 impl<'a> Calling<'a> {
     /// Begins a call.
     pub fn begin(door: &'a Door, context: &'a Context, request: Request) -> Self {
-        let state = match door.begin(context, &request) {
-            Ok(Some(state)) => state,
-            Ok(None) => State::Rest(Box::pin(door.answer(context, request))),
-            Err(error) => State::Answered(Some(Err(error))),
+        let state = match door.ready(context, &request) {
+            Ok(Some((identity, cost))) => door.begin_usual(identity, request, cost),
+            Ok(None) => Ok(State::Rest(Box::pin(door.answer(context, request)))),
+            Err(error) => Err(error),
         };
-        Self { door, state }
+        Self { door, state: state.unwrap_or_else(|error| State::Answered(Some(Err(error)))) }
     }
 }
 
@@ -66,15 +66,9 @@ impl Future for Calling<'_> {
 }
 
 impl Door {
-    /// Begins what is asked for most, unless it has to wait for something before; none if it has, or is another request.
-    fn begin(&self, context: &Context, request: &Request) -> Result<Option<State<'static>>, Error> {
-        let is_usual = match request {
-            Request::Put(_) | Request::DeleteRange(_) => true,
-            Request::Txn(txn) => !check::is_read_only(txn),
-            Request::Range(range) => range.range_end.is_empty(),
-            _ => false,
-        };
-        if !is_usual {
+    /// Who asks and what it may add to the data, if it can be begun without waiting and is what is asked for most.
+    fn ready(&self, context: &Context, request: &Request) -> Result<Option<(Option<Identity>, u64)>, Error> {
+        if !is_usual(request) {
             return Ok(None);
         }
         let Some(cost) = self.check(context, request)? else { return Ok(None) };
@@ -82,32 +76,55 @@ impl Door {
         if check::reads_what_is_current(request) && !self.is_current() {
             return Ok(None);
         }
-        let Known::Caller(identity) = self.admit_now(context, request)? else { return Ok(None) };
-        self.begin_usual(identity, request, cost)
+        match self.admit_now(context, request)? {
+            Known::Caller(identity) => Ok(Some((identity, cost))),
+            Known::NotYet => Ok(None),
+        }
     }
 
-    fn begin_usual(
-        &self,
-        identity: Option<Identity>,
-        request: &Request,
-        cost: u64,
-    ) -> Result<Option<State<'static>>, Error> {
+    /// Begins what is asked for most, for a caller who may.
+    fn begin_usual(&self, identity: Option<Identity>, request: Request, cost: u64) -> Result<State<'_>, Error> {
         let proposed = match request {
-            Request::Put(put) => self.submit(Kind::Put, identity, put)?,
-            Request::DeleteRange(delete) => self.submit(Kind::DeleteRange, identity, delete)?,
-            Request::Txn(txn) => self.submit(Kind::Txn, identity, txn)?,
+            Request::Put(put) => self.submit(Kind::Put, identity, &put)?,
+            Request::DeleteRange(delete) => self.submit(Kind::DeleteRange, identity, &delete)?,
+            Request::Txn(txn) => self.submit(Kind::Txn, identity, &txn)?,
             Request::Range(range) => {
-                let Some(response) = self.range_of_one(range) else { return Ok(None) };
+                let Some(response) = self.range_of_one(&range) else {
+                    return Ok(State::Rest(Box::pin(async move {
+                        let response = self.range(&range).await?;
+                        self.confirmed(identity, Reply::Range(response)).map(|reply| self.with_header(reply))
+                    })));
+                };
                 let reply = self.confirmed(identity, Reply::Range(response?))?;
-                return Ok(Some(State::Answered(Some(Ok(self.with_header(reply))))));
+                return Ok(State::Answered(Some(Ok(self.with_header(reply)))));
             }
             other => unreachable!("{other:?} is not usual"),
         };
-        Ok(Some(State::Proposed(proposed, cost)))
+        Ok(State::Proposed(proposed, cost))
     }
 
-    fn with_header(&self, mut reply: Reply) -> Reply {
+    /// The same for a call that had to wait before it could begin.
+    pub(super) async fn answer_usual(
+        &self,
+        identity: Option<Identity>,
+        request: Request,
+        cost: u64,
+    ) -> Result<Reply, Error> {
+        Calling { door: self, state: self.begin_usual(identity, request, cost)? }.await
+    }
+
+    pub(super) fn with_header(&self, mut reply: Reply) -> Reply {
         self.fill_header(&mut reply);
         reply
+    }
+}
+
+/// What is asked for most.
+pub(super) fn is_usual(request: &Request) -> bool {
+    match request {
+        Request::Put(_) | Request::DeleteRange(_) => true,
+        Request::Txn(txn) => !check::is_read_only(txn),
+        Request::Range(range) => range.range_end.is_empty(),
+        _ => false,
     }
 }

@@ -338,17 +338,12 @@ impl Door {
             self.read_barrier().await?;
         }
         let identity = self.admit(context, &request).await?;
-        let mut reply = match request {
-            Request::Put(put) => self.propose(Kind::Put, identity, &put).await?,
-            Request::DeleteRange(delete) => self.propose(Kind::DeleteRange, identity, &delete).await?,
-            Request::Txn(txn) if !check::is_read_only(&txn) => self.propose(Kind::Txn, identity, &txn).await?,
-            Request::Range(range) => match self.range_of_one(&range) {
-                Some(response) => self.confirmed(identity, Reply::Range(response?))?,
-                None => {
-                    let response = Box::pin(self.range(&range)).await?;
-                    self.confirmed(identity, Reply::Range(response))?
-                }
-            },
+        let reply = match request {
+            request if calling::is_usual(&request) => return self.answer_usual(identity, request, cost).await,
+            Request::Range(range) => {
+                let response = Box::pin(self.range(&range)).await?;
+                self.confirmed(identity, Reply::Range(response))?
+            }
             request if is_in_steps(&request) => {
                 return Box::pin(self.answer_in_steps(context, request)).await.map_err(Error::inside);
             }
@@ -358,8 +353,7 @@ impl Door {
             // It stays, but whoever made the data pass its limit is told so.
             return Err(self.refuse_for_quota().await);
         }
-        self.fill_header(&mut reply);
-        Ok(reply)
+        Ok(self.with_header(reply))
     }
 
     /// What is asked for less often.
